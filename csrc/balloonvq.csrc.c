@@ -1,0 +1,8 @@
+#include "balloon_device.h"
+#include "chain.h"
+#include "discard.h"
+#include "guest_memory.h"
+#include "histogram.h"
+#include "page_allocator.h"
+#include "virtqueue.h"
+#include "worker.h"

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Memory ordering for rings that two threads (or two processes) share.
+ *
+ * An acquire load makes everything that the other side wrote before its
+ * matching release store visible to the reads that follow it. A full fence is
+ * the only thing that orders an earlier store before a later load; the two
+ * places in a virtqueue that need it are the ones where a side publishes an
+ * index and then looks at the other side's notification word (SPLIT-DRV-28,
+ * T-20).
+ *
+ * Every call site says which write it orders before which read.
+ *
+ * Little-endian loads and stores of ring fields go through these helpers and
+ * nowhere else; each is one access of the field's width, so a value that the
+ * other side may change is read exactly once.
+ */
+#ifndef BALLOONVQ_BARRIER_H
+#define BALLOONVQ_BARRIER_H
+
+#include <endian.h>
+#include <stdint.h>
+
+static inline uint16_t le16_load(const void *field)
+{
+	return le16toh(__atomic_load_n((const uint16_t *)field, __ATOMIC_RELAXED));
+}
+
+static inline uint32_t le32_load(const void *field)
+{
+	return le32toh(__atomic_load_n((const uint32_t *)field, __ATOMIC_RELAXED));
+}
+
+static inline uint64_t le64_load(const void *field)
+{
+	return le64toh(__atomic_load_n((const uint64_t *)field, __ATOMIC_RELAXED));
+}
+
+static inline void le16_store(void *field, uint16_t value)
+{
+	__atomic_store_n((uint16_t *)field, htole16(value), __ATOMIC_RELAXED);
+}
+
+static inline void le32_store(void *field, uint32_t value)
+{
+	__atomic_store_n((uint32_t *)field, htole32(value), __ATOMIC_RELAXED);
+}
+
+static inline void le64_store(void *field, uint64_t value)
+{
+	__atomic_store_n((uint64_t *)field, htole64(value), __ATOMIC_RELAXED);
+}
+
+static inline uint16_t le16_load_acquire(const void *field)
+{
+	return le16toh(__atomic_load_n((const uint16_t *)field, __ATOMIC_ACQUIRE));
+}
+
+static inline void le16_store_release(void *field, uint16_t value)
+{
+	__atomic_store_n((uint16_t *)field, htole16(value), __ATOMIC_RELEASE);
+}
+
+/* Orders every earlier store before every later load. */
+static inline void fence_full(void)
+{
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+#endif

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Guest memory: guest-physical ranges backed by files, so that the host can
+ * take pages back by punching holes.
+ *
+ *   guest-physical   0        region 0        |  hole  |   region 1
+ *                    +------------------------+        +--------------+
+ *   file             | fd, fd_offset ..       |        | fd, fd_offset|
+ *                    +------------------------+        +--------------+
+ *
+ * An address range is valid only if it lies wholly inside one region. Every
+ * access by a device goes through gm_at(), which checks that; nothing else
+ * turns a guest-physical address into a pointer.
+ */
+#ifndef BALLOONVQ_GUEST_MEMORY_H
+#define BALLOONVQ_GUEST_MEMORY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define GM_PAGE_SHIFT 12u
+#define GM_PAGE_SIZE (1u << GM_PAGE_SHIFT) /* 4096, whatever the host's page (BAL-DRV-07) */
+#define GM_REGIONS_MAX 64u
+
+struct gm; /* opaque; a memory map and the files behind it */
+
+/* One region, as the caller sees it. */
+struct gm_region {
+	uint64_t guest_addr; /* first guest-physical address */
+	uint64_t size;       /* bytes */
+	uint64_t fd_offset;  /* where in the file guest_addr stands */
+	uint8_t *host;       /* where guest_addr is mapped in this process */
+	int fd;              /* the file; owned by the memory map */
+};
+
+/*
+ * Makes a memory map of one region at guest-physical 0: `size` bytes of a new
+ * memfd, mapped shared, nothing of it allocated yet. size is a multiple of
+ * GM_PAGE_SIZE, at least one page, at most 16 TiB (T-17).
+ * Returns 0, -EINVAL, -ENOMEM or the -errno of memfd_create/mmap.
+ */
+int gm_create(uint64_t size, struct gm **out);
+
+/* An empty memory map, to which regions are added. 0 or -ENOMEM. */
+int gm_create_empty(struct gm **out);
+
+/*
+ * Maps `size` bytes of `fd` from fd_offset at guest_addr. The map takes
+ * ownership of fd on success only. fd_offset and guest_addr need not be page
+ * aligned relative to the host (the mapping is rounded outward internally).
+ * Returns 0; -EINVAL for an empty, wrapping or overlapping region; -ENOSPC when
+ * GM_REGIONS_MAX are there; -EBADF when the file ends before the region does;
+ * or the -errno of mmap/fstat.
+ */
+int gm_add_region(struct gm *mem, uint64_t guest_addr, uint64_t size, int fd, uint64_t fd_offset);
+
+/* Unmaps and closes everything. NULL is allowed. */
+void gm_destroy(struct gm *mem);
+
+/* Number of regions; gm_region_at fills *out for 0 <= index < count (0 or -ENOENT). */
+unsigned gm_region_count(const struct gm *mem);
+int gm_region_at(const struct gm *mem, unsigned index, struct gm_region *out);
+
+/* The region that holds guest-physical `addr`, or NULL. Valid until the map changes. */
+const struct gm_region *gm_find(const struct gm *mem, uint64_t addr);
+
+/*
+ * Host address of [addr, addr + len), or NULL unless the whole range lies in
+ * one region. len 0 is valid at any address inside a region.
+ */
+void *gm_at(const struct gm *mem, uint64_t addr, uint64_t len);
+
+/* Bytes of RAM in all regions. */
+uint64_t gm_size(const struct gm *mem);
+
+/* One past the highest PFN of any region: PFNs at or above it are out of range. */
+uint64_t gm_pfn_end(const struct gm *mem);
+
+/*
+ * Bytes that the files really occupy now (st_blocks), summed over the regions'
+ * distinct files; -errno on failure. This is what "measured" means: it counts
+ * pages, not requests.
+ */
+int64_t gm_allocated_bytes(const struct gm *mem);
+
+/*
+ * The most that gm_allocated_bytes() has been, sampled at the end of every
+ * gm_populate() and gm_stamp() and of every call of this function. Bytes.
+ */
+int64_t gm_allocated_peak(struct gm *mem);
+
+/*
+ * Makes [addr, addr+len) resident and dirty without changing its content.
+ * Reports a full file system or memory limit as -ENOSPC/-ENOMEM instead of the
+ * SIGBUS that a plain store would raise. Returns 0, -EFAULT (range), -errno.
+ */
+int gm_populate(struct gm *mem, uint64_t addr, uint64_t len);
+
+/*
+ * The guest user's pattern. gm_stamp writes, in each of the n pages, a 64-bit
+ * word at every 512th byte, derived from owner, PFN and position (never zero,
+ * so a discarded page never looks right). gm_verify counts the pages of which
+ * any word is wrong and puts up to bad_max of their PFNs into bad (may be NULL
+ * when bad_max is 0).
+ * Both return the count of pages done (stamp) or bad (verify), or -EFAULT if a
+ * PFN lies outside the memory, in which case nothing was touched.
+ */
+int64_t gm_stamp(struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner);
+int64_t gm_verify(const struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner,
+		  uint32_t *bad, size_t bad_max);
+
+/* Copies between guest memory and a buffer (for tests and slow paths). 0 or -EFAULT. */
+int gm_read(const struct gm *mem, uint64_t addr, void *to, size_t len);
+int gm_write(struct gm *mem, uint64_t addr, const void *from, size_t len);
+
+#endif
