@@ -3,10 +3,12 @@
  * Giving pages back to the host: PFNs in any order -> sorted, merged ranges ->
  * as few holes as possible.
  *
- * A discarder collects PFNs of one or several requests and then flushes them.
- * Only whole host pages are dropped: where the host's page is bigger than
+ * PFNs of one or several requests are given together, sorted in place and
+ * merged. Only whole host pages are dropped: where the host's page is bigger than
  * 4 KiB, a range is rounded inward (T-49). Shared file memory is dropped by
  * punching a hole in the file, since MADV_DONTNEED frees nothing there (T-50).
+ *
+ * Threads: discard_pages() by one at a time; counters and faults from any.
  */
 #ifndef BALLOONVQ_DISCARD_H
 #define BALLOONVQ_DISCARD_H
@@ -47,7 +49,22 @@ int64_t discard_pages(struct discard *d, uint32_t *pfns, size_t n);
 
 void discard_counters_get(const struct discard *d, struct discard_counters *out);
 
-/* Makes the next n ranges fail with -EIO without a system call (fault injection). */
+/* Makes the next n ranges fail with -EIO without a system call (fault injection); replaces an
+ * earlier n. discard_fail_left: how many of them are still to come. */
 void discard_fail_next(struct discard *d, uint64_t n);
+uint64_t discard_fail_left(const struct discard *d);
+
+/*
+ * Only of use where the host's page is bigger than 4 KiB. `held` (bit p % 64 of
+ * word p / 64 = page p; it covers all of guest memory) tells which pages the
+ * guest has given up. A host page that a request completes is then dropped whole,
+ * with the parts that earlier requests brought. Those requests are acknowledged
+ * already, so this is allowed only with MUST_TELL_HOST (BAL-DEV-06, T-24); NULL
+ * turns it off. Not to be called, nor `held` changed, during discard_pages().
+ */
+void discard_set_held(struct discard *d, const uint64_t *held);
+
+/* Pretends a host page of `bytes` (a power of 2, at least 4096) for tests; 0 = the real one. */
+void discard_set_host_page(struct discard *d, uint64_t bytes);
 
 #endif

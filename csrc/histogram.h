@@ -22,6 +22,9 @@ struct histogram {
 void histogram_init(struct histogram *h);
 void histogram_record(struct histogram *h, uint64_t ns);
 
+/* A copy of a histogram that may be in use; each field is exact, all of them together only at rest. */
+void histogram_copy(const struct histogram *from, struct histogram *to);
+
 /* The bucket of a value, and the lowest and highest value of a bucket. */
 unsigned histogram_bucket(uint64_t ns);
 uint64_t histogram_low(unsigned bucket);

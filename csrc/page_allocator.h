@@ -52,7 +52,8 @@ enum pa_order {
 struct pa_counts {
 	uint64_t pages[PA_PLACES]; /* pages in each place; their sum is constant */
 	uint64_t violations;       /* calls refused with -EBADF */
-	int64_t managed;           /* pages the guest kernel counts as its own (adjust_managed_page_count) */
+	int64_t managed;           /* pages the guest kernel counts as its own; at first all of them
+				    * (adjust_managed_page_count) */
 };
 
 /*
@@ -65,7 +66,8 @@ void pa_destroy(struct pa *pa);
 /* Takes up to n free pages to `to` (PA_USER or PA_PRIVATE). Returns how many (0 when empty) or -EINVAL. */
 int64_t pa_alloc(struct pa *pa, uint32_t *pfns, size_t n, enum pa_place to);
 
-/* Frees n pages that are all in `from`. 0 or -EBADF. */
+/* Frees n pages that are all in `from` (USER, PRIVATE, ISOLATED or IN_FLIGHT) and whose page locks
+ * nobody holds. 0 or -EBADF. */
 int pa_free(struct pa *pa, const uint32_t *pfns, size_t n, enum pa_place from);
 
 /* Moves n pages that are all in `from` to `to` without touching a list (PRIVATE, IN_FLIGHT, USER
