@@ -17,6 +17,7 @@ struct vq_reader {
 	const struct vq_chain *chain; /* what is read */
 	uint32_t segment;             /* current segment */
 	uint32_t offset;              /* bytes of it already read */
+	uint64_t left;                /* bytes of the stream not read yet */
 };
 
 void vq_reader_init(struct vq_reader *reader, const struct vq_chain *chain);

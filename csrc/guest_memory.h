@@ -18,8 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define GM_PAGE_SHIFT 12u
-#define GM_PAGE_SIZE (1u << GM_PAGE_SHIFT) /* 4096, whatever the host's page (BAL-DRV-07) */
+#define GM_PAGE_SHIFT  12u
+#define GM_PAGE_SIZE   (1u << GM_PAGE_SHIFT) /* 4096, whatever the host's page (BAL-DRV-07) */
 #define GM_REGIONS_MAX 64u
 
 struct gm; /* opaque; a memory map and the files behind it */
@@ -54,7 +54,7 @@ int gm_create_empty(struct gm **out);
  */
 int gm_add_region(struct gm *mem, uint64_t guest_addr, uint64_t size, int fd, uint64_t fd_offset);
 
-/* Unmaps and closes everything. NULL is allowed. */
+/* Unmaps and closes everything, also the descriptors the map owns. NULL is allowed. */
 void gm_destroy(struct gm *mem);
 
 /* Number of regions; gm_region_at fills *out for 0 <= index < count (0 or -ENOENT). */
@@ -69,6 +69,29 @@ const struct gm_region *gm_find(const struct gm *mem, uint64_t addr);
  * one region. len 0 is valid at any address inside a region.
  */
 void *gm_at(const struct gm *mem, uint64_t addr, uint64_t len);
+
+/*
+ * A remembered region, for hot paths that ask about one address after another.
+ * It is a copy: a region never moves and never goes before gm_destroy(), so it
+ * stays right when regions are added. All zero = remembers nothing.
+ */
+struct gm_window {
+	uint64_t guest_addr; /* as in gm_region */
+	uint64_t size;       /* as in gm_region; 0 = empty */
+	uint8_t *host;       /* as in gm_region */
+};
+
+/* gm_at() that looks into the window first and moves it on a miss. */
+void *gm_at_slow(const struct gm *mem, struct gm_window *window, uint64_t addr, uint64_t len);
+static inline void *gm_at_window(const struct gm *mem, struct gm_window *window, uint64_t addr,
+				 uint64_t len)
+{
+	uint64_t offset = addr - window->guest_addr; /* wraps to a huge value below the region */
+
+	if (__builtin_expect(offset < window->size && len <= window->size - offset, 1))
+		return window->host + offset;
+	return gm_at_slow(mem, window, addr, len);
+}
 
 /* Bytes of RAM in all regions. */
 uint64_t gm_size(const struct gm *mem);
@@ -101,9 +124,12 @@ int gm_populate(struct gm *mem, uint64_t addr, uint64_t len);
  * word at every 512th byte, derived from owner, PFN and position (never zero,
  * so a discarded page never looks right). gm_verify counts the pages of which
  * any word is wrong and puts up to bad_max of their PFNs into bad (may be NULL
- * when bad_max is 0).
+ * when bad_max is 0). Looking at a hole in shared file memory fills it with a
+ * zero page: verify only pages that should be there.
  * Both return the count of pages done (stamp) or bad (verify), or -EFAULT if a
- * PFN lies outside the memory, in which case nothing was touched.
+ * PFN lies outside the memory, in which case nothing was touched. gm_stamp makes
+ * runs of neighbouring pages resident with one system call, and returns -ENOSPC or -ENOMEM
+ * when the host has no room for such a run; pages before it are stamped.
  */
 int64_t gm_stamp(struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner);
 int64_t gm_verify(const struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner,

@@ -36,10 +36,10 @@
 
 /* Feature bits that change a ring's behaviour (spec table 3.2). */
 #define VQ_F_INDIRECT_DESC (1ull << 28)
-#define VQ_F_EVENT_IDX (1ull << 29)
-#define VQ_F_VERSION_1 (1ull << 32)
-#define VQ_F_RING_PACKED (1ull << 34)
-#define VQ_F_IN_ORDER (1ull << 35)
+#define VQ_F_EVENT_IDX     (1ull << 29)
+#define VQ_F_VERSION_1     (1ull << 32)
+#define VQ_F_RING_PACKED   (1ull << 34)
+#define VQ_F_IN_ORDER      (1ull << 35)
 
 /* Where the three areas of a ring lie, and what was negotiated for it. */
 struct vq_config {
@@ -197,7 +197,7 @@ struct vq_chain {
 	uint32_t readable;               /* how many of them are device-readable */
 	uint64_t readable_bytes;
 	uint64_t writable_bytes;
-	uint16_t head;                   /* what vq_device_push() wants back */
+	uint16_t head; /* what vq_device_push() wants back */
 };
 
 /* Counts since creation. */

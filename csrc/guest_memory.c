@@ -1,0 +1,495 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Guest memory: regions, the way from a guest-physical address to a pointer,
+ * and the emulated user's pattern.
+ *
+ * One region in the host's address space. Files can be mapped only at page
+ * boundaries, so the mapping starts `lead` bytes early:
+ *
+ *   map                 host                              host + size
+ *    |<----- lead ----->|<---------- region ------------->|<- tail ->|
+ *    +------------------+---------------------------------+----------+
+ *    page boundary      fd_offset in the file               page boundary
+ *
+ * Regions are kept sorted by guest_addr and never overlap, so that one binary
+ * search answers gm_find(). Bounds are checked by subtraction only: with
+ * offset = addr - guest_addr (modulo 2^64), [addr, addr + len) is inside the
+ * region if offset < size and len <= size - offset. No sum is formed, so none
+ * can wrap.
+ *
+ * Pattern of a page (gm_stamp): at byte 512*k, k = 0..7, the little word
+ *   (mix(owner, pfn) + k * odd constant) | 1
+ * which is never zero, while a page that left the host comes back as zeroes.
+ *
+ * Filling memory: the first store to a page costs a page fault, which under a
+ * hypervisor is several microseconds. MADV_POPULATE_WRITE does the same work
+ * for a whole run of pages in one system call, so the stamper cuts its PFNs
+ * into runs of neighbours and populates long runs before it stores.
+ */
+#include "guest_memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14; older headers lack the name */
+#endif
+
+#define HUGETLBFS_TYPE   0x958458f6   /* f_type of hugetlbfs, from linux/magic.h */
+#define GM_CREATE_MAX    (1ull << 44) /* 16 TiB: all that 32-bit PFNs reach (T-17) */
+#define STAMP_STEP       512u         /* bytes between two words of the pattern */
+#define STAMP_WORDS      (GM_PAGE_SIZE / STAMP_STEP)
+#define POPULATE_RUN_MIN 4u    /* shorter runs: a system call costs more than it saves */
+#define POPULATE_RUN_MAX 4096u /* 16 MiB a call, so that a signal can get in between */
+
+/* A region and what is needed to undo it. */
+struct mapping {
+	struct gm_region region; /* what callers see */
+	uint8_t *map;            /* start of the mapping, page aligned */
+	size_t map_bytes;        /* its length */
+	dev_t dev;               /* device of the file; with ino, its identity */
+	ino_t ino;               /* inode of the file */
+	bool first_of_file;      /* no region before it in the array has the same file */
+};
+
+struct gm {
+	unsigned count; /* regions in use */
+	int64_t peak;   /* highest sampled allocation; atomic, threads may sample */
+	struct mapping mappings[GM_REGIONS_MAX]; /* sorted by guest_addr */
+};
+
+int gm_create_empty(struct gm **out)
+{
+	struct gm *mem = calloc(1, sizeof(*mem));
+
+	if (!mem)
+		return -ENOMEM;
+	*out = mem;
+	return 0;
+}
+
+int gm_create(uint64_t size, struct gm **out)
+{
+	struct gm *mem;
+	int fd, rc;
+
+	if (size == 0 || size % GM_PAGE_SIZE || size > GM_CREATE_MAX)
+		return -EINVAL;
+	rc = gm_create_empty(&mem);
+	if (rc)
+		return rc;
+
+	fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0) {
+		rc = -errno;
+		goto fail;
+	}
+	/* Whoever is handed the file cannot shrink it under our mapping, which would make our
+	 * next access a SIGBUS. Holes may still be punched. */
+	if (ftruncate(fd, (off_t)size) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK)) {
+		rc = -errno;
+		goto fail_fd;
+	}
+	rc = gm_add_region(mem, 0, size, fd, 0);
+	if (rc)
+		goto fail_fd;
+	*out = mem;
+	return 0;
+
+fail_fd:
+	close(fd);
+fail:
+	gm_destroy(mem);
+	return rc;
+}
+
+/* Page size of the file's memory: mmap() of hugetlbfs wants its own alignment. */
+static uint64_t file_page(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) == 0 && (unsigned long)fs.f_type == HUGETLBFS_TYPE)
+		return (uint64_t)fs.f_bsize;
+	return (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Recomputes which region is the first of its file, after the array changed. */
+static void mark_files(struct gm *mem)
+{
+	for (unsigned i = 0; i < mem->count; i++) {
+		struct mapping *m = &mem->mappings[i];
+
+		m->first_of_file = true;
+		for (unsigned j = 0; j < i && m->first_of_file; j++)
+			m->first_of_file =
+			    mem->mappings[j].dev != m->dev || mem->mappings[j].ino != m->ino;
+	}
+}
+
+int gm_add_region(struct gm *mem, uint64_t guest_addr, uint64_t size, int fd, uint64_t fd_offset)
+{
+	struct mapping m = {0};
+	struct stat st;
+	uint64_t page, lead;
+	unsigned at;
+	void *map;
+
+	/* The last byte must have an address, in the guest and in the file (off_t is signed). */
+	if (size == 0 || guest_addr > UINT64_MAX - size || fd_offset > INT64_MAX ||
+	    size > (uint64_t)INT64_MAX - fd_offset)
+		return -EINVAL;
+	if (mem->count == GM_REGIONS_MAX)
+		return -ENOSPC;
+
+	/* The place in the order: after all that start below. Only the two neighbours can
+	 * overlap. The ends do not wrap, by the check above. */
+	for (at = 0; at < mem->count; at++)
+		if (mem->mappings[at].region.guest_addr >= guest_addr)
+			break;
+	if (at < mem->count && mem->mappings[at].region.guest_addr - guest_addr < size)
+		return -EINVAL;
+	if (at > 0) {
+		const struct gm_region *below = &mem->mappings[at - 1].region;
+
+		if (guest_addr - below->guest_addr < below->size)
+			return -EINVAL;
+	}
+
+	if (fstat(fd, &st))
+		return -errno;
+	/* A mapping past the end of the file is a SIGBUS in waiting. */
+	if (S_ISREG(st.st_mode) && fd_offset + size > (uint64_t)st.st_size)
+		return -EBADF;
+
+	page = file_page(fd);
+	lead = fd_offset % page;
+	if (size > SIZE_MAX - lead - page)
+		return -EINVAL;
+	m.map_bytes = (size_t)((lead + size + page - 1) / page * page);
+	/* NORESERVE: memory is taken page by page, and given back so. */
+	map = mmap(NULL, m.map_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
+		   (off_t)(fd_offset - lead));
+	if (map == MAP_FAILED)
+		return -errno;
+
+	m.map = map;
+	m.region.guest_addr = guest_addr;
+	m.region.size = size;
+	m.region.fd_offset = fd_offset;
+	m.region.host = m.map + lead;
+	m.region.fd = fd;
+	m.dev = st.st_dev;
+	m.ino = st.st_ino;
+	memmove(&mem->mappings[at + 1], &mem->mappings[at],
+		(mem->count - at) * sizeof(mem->mappings[0]));
+	mem->mappings[at] = m;
+	mem->count++;
+	mark_files(mem);
+	return 0;
+}
+
+void gm_destroy(struct gm *mem)
+{
+	if (!mem)
+		return;
+	for (unsigned i = 0; i < mem->count; i++) {
+		munmap(mem->mappings[i].map, mem->mappings[i].map_bytes);
+		close(mem->mappings[i].region.fd);
+	}
+	free(mem);
+}
+
+unsigned gm_region_count(const struct gm *mem)
+{
+	return mem->count;
+}
+
+int gm_region_at(const struct gm *mem, unsigned index, struct gm_region *out)
+{
+	if (index >= mem->count)
+		return -ENOENT;
+	*out = mem->mappings[index].region;
+	return 0;
+}
+
+const struct gm_region *gm_find(const struct gm *mem, uint64_t addr)
+{
+	unsigned low = 0, high = mem->count;
+	const struct gm_region *region;
+
+	/* Invariant: regions below `low` start at or before addr, those from `high` on after it. */
+	while (low < high) {
+		unsigned middle = (low + high) / 2;
+
+		if (mem->mappings[middle].region.guest_addr <= addr)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low == 0)
+		return NULL;
+	region = &mem->mappings[low - 1].region;
+	return addr - region->guest_addr < region->size ? region : NULL;
+}
+
+void *gm_at(const struct gm *mem, uint64_t addr, uint64_t len)
+{
+	const struct gm_region *region = gm_find(mem, addr);
+	uint64_t offset;
+
+	if (!region)
+		return NULL;
+	offset = addr - region->guest_addr; /* < size, gm_find() checked */
+	if (len > region->size - offset)
+		return NULL;
+	return region->host + offset;
+}
+
+void *gm_at_slow(const struct gm *mem, struct gm_window *window, uint64_t addr, uint64_t len)
+{
+	const struct gm_region *region = gm_find(mem, addr);
+
+	if (region) {
+		window->guest_addr = region->guest_addr;
+		window->size = region->size;
+		window->host = region->host;
+	}
+	return gm_at(mem, addr, len);
+}
+
+uint64_t gm_size(const struct gm *mem)
+{
+	uint64_t bytes = 0;
+
+	/* Cannot wrap: the regions are disjoint pieces of one 64-bit space. */
+	for (unsigned i = 0; i < mem->count; i++)
+		bytes += mem->mappings[i].region.size;
+	return bytes;
+}
+
+uint64_t gm_pfn_end(const struct gm *mem)
+{
+	const struct gm_region *last;
+
+	if (mem->count == 0)
+		return 0;
+	last = &mem->mappings[mem->count - 1].region;
+	/* Rounded down: a page that is there only in part cannot be given back. */
+	return (last->guest_addr + last->size) >> GM_PAGE_SHIFT;
+}
+
+int64_t gm_allocated_bytes(const struct gm *mem)
+{
+	int64_t bytes = 0;
+
+	for (unsigned i = 0; i < mem->count; i++) {
+		struct stat st;
+
+		if (!mem->mappings[i].first_of_file)
+			continue;
+		if (fstat(mem->mappings[i].region.fd, &st))
+			return -errno;
+		bytes += (int64_t)st.st_blocks * 512; /* st_blocks is in 512s whatever st_blksize */
+	}
+	return bytes;
+}
+
+int64_t gm_allocated_peak(struct gm *mem)
+{
+	int64_t now = gm_allocated_bytes(mem);
+	int64_t peak = __atomic_load_n(&mem->peak, __ATOMIC_RELAXED);
+
+	/* A statistic that guards nothing: relaxed is enough, but the maximum must not get lost
+	 * when two threads sample. On failure the loop has reloaded `peak`. */
+	while (now > peak && !__atomic_compare_exchange_n(&mem->peak, &peak, now, true,
+							  __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+		;
+	return now > peak ? now : peak;
+}
+
+/*
+ * Makes host range [base, base + len) resident; the page size is the host's.
+ * Returns 0, -EINVAL if the kernel cannot (before 5.14), -ENOSPC, -ENOMEM or another -errno.
+ */
+static int populate_host(uint8_t *base, size_t len)
+{
+	size_t lead = (uintptr_t)base % (uintptr_t)sysconf(_SC_PAGESIZE);
+
+	if (madvise(base - lead, len + lead, MADV_POPULATE_WRITE) == 0)
+		return 0;
+	/* The kernel says EFAULT where a store would have raised SIGBUS: the file system behind
+	 * the file has no room. */
+	return errno == EFAULT ? -ENOSPC : -errno;
+}
+
+/* gm_populate() without MADV_POPULATE_WRITE: reserve, then touch. */
+static int populate_by_hand(const struct gm_region *region, uint8_t *base, uint64_t len)
+{
+	uint64_t offset = region->fd_offset + (uint64_t)(base - region->host);
+	uint64_t step = (uint64_t)sysconf(_SC_PAGESIZE);
+
+	/* Room is taken here, where lack of it is an error code and not yet a signal. */
+	if (fallocate(region->fd, 0, (off_t)offset, (off_t)len))
+		return -errno;
+	/* An atomic OR of nothing is a store that cannot undo what another thread writes. */
+	for (uint64_t done = 0; done < len; done += step)
+		__atomic_fetch_or(base + done, 0, __ATOMIC_RELAXED);
+	__atomic_fetch_or(base + len - 1, 0, __ATOMIC_RELAXED);
+	return 0;
+}
+
+int gm_populate(struct gm *mem, uint64_t addr, uint64_t len)
+{
+	uint8_t *base = gm_at(mem, addr, len);
+	int rc;
+
+	if (!base)
+		return -EFAULT;
+	if (len == 0)
+		return 0;
+	rc = populate_host(base, (size_t)len);
+	if (rc == -EINVAL)
+		rc = populate_by_hand(gm_find(mem, addr), base, len);
+	gm_allocated_peak(mem);
+	return rc;
+}
+
+/* splitmix64's finaliser: every input bit reaches every output bit. */
+static uint64_t mix(uint64_t x)
+{
+	x ^= x >> 30;
+	x *= 0xbf58476d1ce4e5b9ull;
+	x ^= x >> 27;
+	x *= 0x94d049bb133111ebull;
+	return x ^ (x >> 31);
+}
+
+static uint64_t page_seed(uint64_t owner, uint32_t pfn)
+{
+	return mix(owner * 0x9e3779b97f4a7c15ull + pfn + 1);
+}
+
+/* Word k of a page's pattern; bit 0 keeps it from being zero. */
+static uint64_t stamp_word(uint64_t seed, unsigned k)
+{
+	return (seed + k * 0x9e3779b97f4a7c15ull) | 1;
+}
+
+static uint8_t *page_at(const struct gm *mem, struct gm_window *window, uint32_t pfn)
+{
+	return gm_at_window(mem, window, (uint64_t)pfn << GM_PAGE_SHIFT, GM_PAGE_SIZE);
+}
+
+/* Checks all PFNs before anything is touched. */
+static bool pages_inside(const struct gm *mem, struct gm_window *window, const uint32_t *pfns,
+			 size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (!page_at(mem, window, pfns[i]))
+			return false;
+	return true;
+}
+
+/* How many of the n PFNs from the first on are neighbours, upward, in one mapping. */
+static size_t run_length(const struct gm *mem, struct gm_window *window, const uint32_t *pfns,
+			 size_t n)
+{
+	const uint8_t *first = page_at(mem, window, pfns[0]);
+	size_t run = 1;
+
+	/* Comparing host addresses also ends the run at a region's end. */
+	while (run < n && run < POPULATE_RUN_MAX && pfns[run] == pfns[run - 1] + 1 &&
+	       page_at(mem, window, pfns[run]) == first + run * GM_PAGE_SIZE)
+		run++;
+	return run;
+}
+
+int64_t gm_stamp(struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner)
+{
+	struct gm_window window = {0};
+	int64_t rc = (int64_t)n;
+
+	if (!pages_inside(mem, &window, pfns, n))
+		return -EFAULT;
+	for (size_t i = 0; i < n;) {
+		size_t run = run_length(mem, &window, pfns + i, n - i);
+		uint8_t *page = page_at(mem, &window, pfns[i]);
+
+		if (run >= POPULATE_RUN_MIN) {
+			int err = populate_host(page, run * GM_PAGE_SIZE);
+
+			/* Any other failure: the stores below fault the pages in one by one. */
+			if (err == -ENOSPC || err == -ENOMEM) {
+				rc = err;
+				break;
+			}
+		}
+		for (size_t end = i + run; i < end; i++, page += GM_PAGE_SIZE) {
+			uint64_t seed = page_seed(owner, pfns[i]);
+
+			/* memcpy: the mapping of a region need not be aligned to 8. */
+			for (unsigned k = 0; k < STAMP_WORDS; k++) {
+				uint64_t word = stamp_word(seed, k);
+
+				memcpy(page + k * STAMP_STEP, &word, sizeof(word));
+			}
+		}
+	}
+	gm_allocated_peak(mem);
+	return rc;
+}
+
+int64_t gm_verify(const struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner,
+		  uint32_t *bad, size_t bad_max)
+{
+	struct gm_window window = {0};
+	size_t wrong = 0;
+
+	if (!pages_inside(mem, &window, pfns, n))
+		return -EFAULT;
+	for (size_t i = 0; i < n; i++) {
+		const uint8_t *page = page_at(mem, &window, pfns[i]);
+		uint64_t seed = page_seed(owner, pfns[i]);
+		uint64_t difference = 0;
+
+		for (unsigned k = 0; k < STAMP_WORDS; k++) {
+			uint64_t word;
+
+			memcpy(&word, page + k * STAMP_STEP, sizeof(word));
+			difference |= word ^ stamp_word(seed, k);
+		}
+		if (!difference)
+			continue;
+		if (wrong < bad_max)
+			bad[wrong] = pfns[i];
+		wrong++;
+	}
+	return (int64_t)wrong;
+}
+
+int gm_read(const struct gm *mem, uint64_t addr, void *to, size_t len)
+{
+	const void *from = gm_at(mem, addr, len);
+
+	if (!from)
+		return -EFAULT;
+	memcpy(to, from, len);
+	return 0;
+}
+
+int gm_write(struct gm *mem, uint64_t addr, const void *from, size_t len)
+{
+	void *to = gm_at(mem, addr, len);
+
+	if (!to)
+		return -EFAULT;
+	memcpy(to, from, len);
+	return 0;
+}
