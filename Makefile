@@ -34,6 +34,8 @@ help: ## what can be made
 
 try: $(VENV)/.stamp-run ## set up what is needed to run, and show a tour
 	@echo "Set up. The tour (the same as: $(notdir $(VENV))/bin/balloonctl run scripts/tour.balloon)"
+	export BALLOONCTL_RUNTIME_DIR=$$(mktemp -d)
+	trap 'rm -rf "$$BALLOONCTL_RUNTIME_DIR"' EXIT
 	balloonctl run scripts/tour.balloon
 
 test: $(VENV)/.stamp-dev ## set up and run all tests and lints
