@@ -105,7 +105,11 @@ struct bln_faults {
 	uint32_t fail_discards;    /* the next n discarded ranges fail */
 };
 
-/* 0, -EINVAL (options), -ENOMEM, or -errno of eventfd. mem must outlive the device. */
+/*
+ * 0, -EINVAL (options; a feature that is not implemented counts as one, CORE-DEV-08),
+ * -ENOMEM, or -errno of eventfd. mem must outlive the device; memory that is added to
+ * it later is no part of the balloon.
+ */
 int bln_create(struct gm *mem, const struct bln_options *options, struct bln_device **out);
 void bln_destroy(struct bln_device *dev);
 
@@ -122,8 +126,9 @@ uint8_t bln_status(const struct bln_device *dev);
 /*
  * Writes the status register. 0 resets: queues stop before it returns, status
  * is 0, the page record and `actual` are forgotten, the held statistics buffer
- * is dropped unused (T-14, CORE-DEV-11). FEATURES_OK stays clear if the accepted set is not valid
- * (CORE-DEV-07). Returns 0; -EINVAL if a bit other than by reset is cleared
+ * is dropped unused (T-14, CORE-DEV-11), and call and configuration eventfds are emptied.
+ * num_pages and the counters stay. FEATURES_OK stays clear if the accepted set is not valid
+ * (CORE-DEV-07), and so does DRIVER_OK then. Returns 0; -EINVAL if a bit other than by reset is cleared
  * (CORE-DRV-02; the write is ignored).
  */
 int bln_set_status(struct bln_device *dev, uint8_t status);
@@ -141,14 +146,16 @@ uint32_t bln_queue_size_max(const struct bln_device *dev, unsigned queue);
  * ones. -EINVAL (no such queue, size, alignment), -EFAULT, -EBUSY (enabled already or not FEATURES_OK), -ENOMEM. */
 int bln_queue_enable(struct bln_device *dev, unsigned queue, const struct vq_config *config);
 
-/* Eventfds, owned by the device: the driver writes kick, reads call; -EINVAL for no such queue. */
+/* Eventfds, owned by the device, all non-blocking (poll before reading): the driver writes kick,
+ * reads call; -EINVAL for no such queue. */
 int bln_kick_fd(const struct bln_device *dev, unsigned queue);
 int bln_call_fd(const struct bln_device *dev, unsigned queue);
 int bln_config_fd(const struct bln_device *dev); /* configuration change */
 
 /* ---- what the host does ------------------------------------------------ */
 
-/* Sets num_pages and raises a configuration change if it differs. -EINVAL above the guest's pages. */
+/* Sets num_pages and, if it differs and status is not 0 (CORE-DEV-11), raises a configuration
+ * change. -EINVAL above the guest's pages. */
 int bln_set_target(struct bln_device *dev, uint32_t pages);
 uint32_t bln_target(const struct bln_device *dev);
 uint32_t bln_actual(const struct bln_device *dev);
@@ -183,8 +190,9 @@ void bln_set_faults(struct bln_device *dev, const struct bln_faults *faults);
 void bln_faults_get(struct bln_device *dev, struct bln_faults *out);
 
 /*
- * One pass over a queue: everything that is available is processed,
- * acknowledged and, if wanted, called for. Returns the number of chains, 0 if the queue is
+ * One pass over a queue: everything that is available when it starts is processed,
+ * acknowledged and, if wanted, called for. If more came meanwhile than the ring holds, the kick
+ * eventfd is raised for another pass. Returns the number of chains, 0 if the queue is
  * not enabled, stalled, or before DRIVER_OK (CORE-DEV-02), -EIO if it is or became broken.
  */
 int bln_process(struct bln_device *dev, unsigned queue);

@@ -40,9 +40,9 @@
 
 #define SCRATCH_FIRST 4096u /* PFNs that are sorted without allocating */
 #define INSERTION_MAX 24u   /* up to here insertion beats the set-up of radix */
-#define DIGIT_BITS 8u
-#define DIGITS (32u / DIGIT_BITS)
-#define DIGIT_VALUES (1u << DIGIT_BITS)
+#define DIGIT_BITS    8u
+#define DIGITS        (32u / DIGIT_BITS)
+#define DIGIT_VALUES  (1u << DIGIT_BITS)
 
 struct discard {
 	struct gm *mem;                   /* whose pages */
@@ -284,9 +284,9 @@ static int drop(struct discard *d, const struct piece *piece)
 	do {
 		add(&d->count.syscalls, 1);
 		if (d->method == DISCARD_PUNCH)
-			rc = fallocate(piece->region->fd,
-				       FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				       (off_t)piece->first, (off_t)len);
+			rc =
+			    fallocate(piece->region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				      (off_t)piece->first, (off_t)len);
 		else
 			rc = madvise(host, (size_t)len,
 				     d->method == DISCARD_FREE ? MADV_FREE : MADV_DONTNEED);
@@ -320,7 +320,8 @@ static int drop_pages(struct discard *d, const struct gm_region *region, uint64_
 	whole = 0;
 	if (piece.first < piece.end)
 		whole = ((piece.end < end ? piece.end : end) -
-			 (piece.first > first ? piece.first : first)) >> GM_PAGE_SHIFT;
+			 (piece.first > first ? piece.first : first)) >>
+			GM_PAGE_SHIFT;
 	if (whole < n)
 		add(&d->count.partial, n - whole);
 

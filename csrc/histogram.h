@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define HISTOGRAM_PARTS 16u
+#define HISTOGRAM_PARTS   16u
 #define HISTOGRAM_BUCKETS (61u * HISTOGRAM_PARTS)
 
 struct histogram {

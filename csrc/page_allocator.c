@@ -40,8 +40,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#define PAGES_MAX (1ull << 32) /* PFNs are 32 bits wide (T-17) */
-#define PLACE_MASK 0x07u
+#define PAGES_MAX   (1ull << 32) /* PFNs are 32 bits wide (T-17) */
+#define PLACE_MASK  0x07u
 #define PAGE_LOCKED 0x80u
 
 struct pa {

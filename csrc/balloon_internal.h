@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the parts of the balloon device share; nobody else includes this.
+ *
+ *   balloon_device.c   making and unmaking, status, features, configuration space
+ *   balloon_host.c     the host's wish, numbers and faults
+ *   balloon_queues.c   passes over the queues: PFN requests, acknowledgement, calls
+ *   balloon_stats.c    the statistics queue
+ *   worker.c           the thread that makes the passes
+ *
+ * Locks, outermost first; none is taken while a later one is held:
+ *
+ *   control       one writer of the status register or enabler of a queue at a time
+ *   queue.lock    one a queue, in rising order; held for a whole pass, so a reset
+ *                 that has all three knows that no ring is being touched (CORE-DEV-11)
+ *   pages         the page record and the discarder, a piece of a request at a time
+ *   state         registers, configuration, last statistics; never held for long
+ *   delay         only to sleep on, for the acknowledgement delay
+ *
+ * "atomic" at a field means: written under a lock or by anyone, and read without
+ * a lock, always by the helpers below. They are relaxed: numbers for observers,
+ * which order nothing. What must be ordered says so where it happens.
+ */
+#ifndef BALLOONVQ_BALLOON_INTERNAL_H
+#define BALLOONVQ_BALLOON_INTERNAL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "balloon_device.h"
+
+#define QUEUE_INFLATE 0u
+#define QUEUE_DEFLATE 1u
+#define QUEUE_STATS   2u
+
+#define PIECE_PFNS 4096u /* a longer request is worked off in pieces of this many (T-16) */
+
+struct bln_queue {
+	pthread_mutex_t lock;            /* see above */
+	struct vq_device *vq;            /* NULL until enabled; changes under lock and state */
+	uint32_t *pfns;                  /* PIECE_PFNS of a request; not for statistics */
+	uint64_t avail_idx_addr;         /* guest address of the driver's index; under state */
+	uint32_t size;                   /* descriptors; under state */
+	uint16_t shown;                  /* used index as the driver sees it; atomic */
+	bool holding;                    /* statistics: a buffer is held; under lock */
+	uint16_t held_head;              /* its head */
+	int kick_fd;                     /* driver to device */
+	int call_fd;                     /* device to driver */
+	uint64_t pokes;                  /* our own writes to kick_fd not yet read; atomic */
+	struct vq_device_counters count; /* copy of the device half's; atomic, each */
+	struct histogram latency;        /* pop to publication, ns */
+};
+
+struct bln_device {
+	struct gm *mem;           /* guest memory */
+	struct bln_options offer; /* as created; features are the offered ones */
+	struct discard *discard;  /* gives pages back; under pages */
+	uint64_t *held; /* bit p % 64 of word p / 64: page p is ours; under pages, atomic */
+	uint64_t pages; /* PFNs that the record covers */
+	pthread_mutex_t control;    /* see above */
+	pthread_mutex_t pages_lock; /* see above: pages */
+	pthread_mutex_t state;      /* see above */
+	pthread_mutex_t delay;      /* see above */
+	pthread_cond_t delay_over;  /* with delay: the delay changed, or someone cannot wait */
+
+	struct bln_queue queues[BLN_QUEUES];
+
+	uint8_t status;           /* status register; under state, atomic */
+	uint64_t driver_features; /* accepted; under state, atomic */
+	uint32_t num_pages;       /* configuration; under state, atomic */
+	uint32_t actual;          /* configuration; under state, atomic */
+	uint32_t generation;    /* configuration changes made by the device; under state, atomic */
+	uint64_t actual_writes; /* writes of `actual`; under state, atomic */
+	int config_fd;          /* configuration change */
+	int actual_fd;          /* `actual` was written */
+	struct bln_stats stats; /* last statistics; under state */
+	enum vq_broken broken;  /* first ring error since reset; under state */
+	unsigned broken_queue;  /* its queue; under state */
+
+	uint32_t resetting; /* resets under way: passes end at once; atomic */
+	uint32_t hurrying;  /* a worker is to stop: passes end after the chain in hand; atomic */
+	struct bln_faults faults;  /* injected trouble; atomic, each field */
+	struct bln_counters count; /* atomic, each; `discard` is not used here */
+};
+
+/* ---- relaxed atomics ---------------------------------------------------- */
+
+#define atomic_get(field)        __atomic_load_n(&(field), __ATOMIC_RELAXED)
+#define atomic_set(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELAXED)
+#define atomic_add(field, value) ((void)__atomic_fetch_add(&(field), (value), __ATOMIC_RELAXED))
+
+/* ---- balloon_device.c --------------------------------------------------- */
+
+/* Adds one to an eventfd. */
+void bln_raise(int fd);
+
+/* Raises a configuration change; state is held. */
+void bln_config_changed(struct bln_device *dev);
+
+/* Makes the worker look at a queue, without it counting as the driver's kick. */
+void bln_poke(struct bln_device *dev, unsigned queue);
+
+/* ---- balloon_queues.c --------------------------------------------------- */
+
+/* Reads a kick eventfd. True if the queue is to be processed; false if there was nothing, or it
+ * was swallowed. */
+bool bln_kick_take(struct bln_device *dev, unsigned queue);
+
+/* Ends acknowledgement delays now, and passes after the chain in hand, until called with false. */
+void bln_hurry(struct bln_device *dev, bool on);
+
+/* Wakes whoever sits out an acknowledgement delay, to look again. */
+void bln_delay_wake(struct bln_device *dev);
+
+/* Shows a used entry for a chain of this queue; its lock is held. */
+void bln_acknowledge(struct bln_device *dev, struct bln_queue *q, uint16_t head);
+
+/* Sleeps for the injected delay. False if a reset cut it short: then nothing is acknowledged. */
+bool bln_ack_delay(struct bln_device *dev);
+
+/* Decides on a call for what was published since the last decision, and counts it. */
+bool bln_call_wanted(struct bln_device *dev, struct bln_queue *q);
+
+/* Sends a call, unless it is to be lost. */
+void bln_call(struct bln_device *dev, struct bln_queue *q);
+
+/* ---- balloon_stats.c ---------------------------------------------------- */
+
+/* Takes a statistics buffer in and holds it. False if a reset cut it short. */
+bool bln_stats_chain(struct bln_device *dev, struct bln_queue *q, const struct vq_chain *chain);
+
+#endif

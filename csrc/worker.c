@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One thread, one epoll set: the kick eventfd of each queue, and an eventfd that
+ * says stop. A kick that was read means "look at the queue": bln_process() then
+ * takes what is there, until it is empty or others should have their turn (it
+ * pokes the eventfd itself in that case).
+ *
+ * The processor may be chosen since a wake-up across processors can cost far more
+ * than one on the same, in particular under a hypervisor that has to be asked to
+ * run the other one.
+ *
+ * The creator blocks all signals around the creation, and the thread inherits
+ * that: there is no moment at which a handler of the program could run here.
+ */
+#include "worker.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "balloon_internal.h"
+
+#define EVENT_STOP BLN_QUEUES /* the epoll mark that follows the queues' numbers */
+
+struct bln_worker {
+	struct bln_device *dev; /* what it serves */
+	pthread_t thread;       /* the thread */
+	clockid_t clock;        /* its processor time */
+	sem_t started;          /* posted once tid is there */
+	int tid;                /* its kernel thread id */
+	int epoll_fd;           /* what it sleeps on */
+	int stop_fd;            /* raised to end it */
+};
+
+static void *run(void *arg)
+{
+	struct bln_worker *worker = arg;
+	struct epoll_event events[BLN_QUEUES + 1];
+
+	worker->tid = (int)gettid();
+	sem_post(&worker->started);
+	for (;;) {
+		const int n = epoll_wait(worker->epoll_fd, events, BLN_QUEUES + 1, -1);
+
+		if (n < 0 && errno != EINTR)
+			return NULL;
+		/* Stop goes before queues that became ready at the same time. */
+		for (int i = 0; i < n; i++) {
+			if (events[i].data.u32 == EVENT_STOP)
+				return NULL;
+		}
+		for (int i = 0; i < n; i++) {
+			const unsigned queue = events[i].data.u32;
+
+			if (bln_kick_take(worker->dev, queue))
+				(void)bln_process(worker->dev, queue); /* errors show in status */
+		}
+	}
+}
+
+static int watch(int epoll_fd, int fd, unsigned mark)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.u32 = mark};
+
+	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
+}
+
+static int open_events(struct bln_worker *worker)
+{
+	int rc;
+
+	worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (worker->epoll_fd < 0)
+		return -errno;
+	worker->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (worker->stop_fd < 0)
+		return -errno;
+	rc = watch(worker->epoll_fd, worker->stop_fd, EVENT_STOP);
+	for (unsigned queue = 0; queue < BLN_QUEUES && rc == 0; queue++)
+		rc = watch(worker->epoll_fd, bln_kick_fd(worker->dev, queue), queue);
+	return rc;
+}
+
+static int start_thread(struct bln_worker *worker, int cpu)
+{
+	sigset_t all, before;
+	cpu_set_t set;
+	int rc;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	rc = pthread_create(&worker->thread, NULL, run, worker);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (rc)
+		return -rc;
+
+	pthread_setname_np(worker->thread, "balloon-dev");
+	if (cpu >= 0 && cpu < CPU_SETSIZE) {
+		CPU_ZERO(&set);
+		CPU_SET((size_t)cpu, &set);
+		/* May be refused, by a container for one; it works without. */
+		(void)pthread_setaffinity_np(worker->thread, sizeof(set), &set);
+	}
+	while (sem_wait(&worker->started) && errno == EINTR)
+		;
+	return 0;
+}
+
+static void close_events(struct bln_worker *worker)
+{
+	if (worker->stop_fd >= 0)
+		close(worker->stop_fd);
+	if (worker->epoll_fd >= 0)
+		close(worker->epoll_fd);
+	sem_destroy(&worker->started);
+	free(worker);
+}
+
+int bln_worker_start(struct bln_device *dev, int cpu, struct bln_worker **out)
+{
+	struct bln_worker *worker = calloc(1, sizeof(*worker));
+	int rc;
+
+	if (!worker)
+		return -ENOMEM;
+	worker->dev = dev;
+	worker->epoll_fd = -1;
+	worker->stop_fd = -1;
+	sem_init(&worker->started, 0, 0);
+	rc = open_events(worker);
+	if (rc == 0)
+		rc = start_thread(worker, cpu);
+	if (rc) {
+		close_events(worker);
+		return rc;
+	}
+	(void)pthread_getcpuclockid(worker->thread, &worker->clock);
+	*out = worker;
+	return 0;
+}
+
+void bln_worker_stop(struct bln_worker *worker)
+{
+	if (!worker)
+		return;
+	bln_raise(worker->stop_fd);
+	/* It may be sitting out an injected delay; what it has in hand is then shown at once. */
+	bln_hurry(worker->dev, true);
+	pthread_join(worker->thread, NULL);
+	bln_hurry(worker->dev, false);
+	close_events(worker);
+}
+
+uint64_t bln_worker_cpu_ns(const struct bln_worker *worker)
+{
+	struct timespec t = {0};
+
+	clock_gettime(worker->clock, &t);
+	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+int bln_worker_tid(const struct bln_worker *worker)
+{
+	return worker->tid;
+}
