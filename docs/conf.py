@@ -19,4 +19,3 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"balloonctl {release}"
-html_extra_path = ["reference/schemas"]

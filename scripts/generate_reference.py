@@ -115,14 +115,18 @@ def error_schema() -> dict[str, Any]:
     }
 
 
+def schema_file(name: str) -> str:
+    """The file name of a schema: balloonctl/status/1 is in status-1.json."""
+    return "-".join(name.split("/")[1:]) + ".json"
+
+
 def schema_files() -> dict[Path, str]:
     """Every schema file and what it should hold."""
     schemas = {name: schema_of(name, kind) for name, kind in documents().items()}
     schemas["balloonctl/error/1"] = error_schema()
     files: dict[Path, str] = {}
     for name, schema in schemas.items():
-        _, short, version = name.split("/")
-        files[SCHEMAS / f"{short}-{version}.json"] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        files[SCHEMAS / schema_file(name)] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
     return files
 
 

@@ -1,0 +1,111 @@
+"""What README promises, and the pages and pictures that are made from the code."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from balloonvq import errors
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCHEMAS = ROOT / "docs/reference/schemas"
+
+
+def test_readme_is_at_most_a_screen_and_a_half() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 75
+    first_screen = "\n".join(lines[:20])
+    assert "make try" in first_screen
+    assert "make test" in first_screen
+    assert "docs/images/tour.svg" in first_screen
+
+
+def test_architecture_is_under_two_screens() -> None:
+    assert len((ROOT / "docs/explanation/architecture.md").read_text().splitlines()) <= 100
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/explanation/architecture.md"])
+def test_files_that_a_page_names_exist(page: str) -> None:
+    path = ROOT / page
+    text = path.read_text()
+    links = {link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link}
+    named = set(re.findall(r"`((?:csrc|vq|cli|docs|tests|scripts)/[\w./-]+)`", text))
+    missing = [link for link in links if not (path.parent / link).exists()]
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_the_recording_shows_the_tour_as_it_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/record_tour.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_recording_fetches_nothing() -> None:
+    svg = (ROOT / "docs/images/tour.svg").read_text()
+    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)\S+|@font-face|@import", svg) == []
+
+
+def test_generated_pages_and_schemas_are_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/generate_reference.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"stale, run `make generate`:\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_schema_is_a_schema(path: Path) -> None:
+    jsonschema.Draft202012Validator.check_schema(json.loads(path.read_text()))
+
+
+def test_each_error_is_a_valid_document() -> None:
+    schema = json.loads((SCHEMAS / "error-1.json").read_text())
+    for name in errors.__all__:
+        error = getattr(errors, name)("something happened", why="as it is", hint="do this")
+        jsonschema.validate(error.as_document(), schema)
+
+
+def test_exit_codes_of_errors_are_on_the_page() -> None:
+    page = (ROOT / "docs/reference/exit-codes.md").read_text()
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    assert {getattr(errors, name).exit_code for name in errors.__all__} <= listed
+
+
+@pytest.mark.parametrize(
+    ("schema", "command"),
+    [
+        ("status-1", ["status"]),
+        ("wait-1", ["inflate", "16M"]),
+        ("oom-1", ["oom", "1M"]),
+        ("stats-1", ["stats"]),
+    ],
+)
+def test_documents_of_a_machine_are_valid(schema: str, command: list[str], runtime_dir: Path) -> None:
+    def balloonctl(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "balloonctl", *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout
+
+    balloonctl("start", "--ram", "64M")
+    document = json.loads(balloonctl("--json", *command))
+    assert document["schema"] == f"balloonctl/{schema.replace('-', '/')}"
+    jsonschema.validate(document, json.loads((SCHEMAS / f"{schema}.json").read_text()))
