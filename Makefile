@@ -92,7 +92,7 @@ $(VENV)/.stamp-venv:
 	    exit 1
 	fi
 	echo "Making $(notdir $(VENV)) with $$("$$found" --version)"
-	"$$found" -m venv --clear "$(VENV)"
+	"$$found" -m venv "$(VENV)"
 	"$(VENV)/bin/python" -m pip install --quiet --upgrade 'pip>=25.1'
 	touch "$@"
 

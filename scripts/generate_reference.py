@@ -262,7 +262,7 @@ def cli_reference() -> str:
     command = next(value for value in vars(module).values() if isinstance(value, click.Group))
     settings = dict(command.context_settings) | {"terminal_width": 100, "max_content_width": 100}
     context = click.Context(command, info_name="balloonctl", **settings)
-    return "\n".join(command_reference(command, context, 3))
+    return "\n".join(command_reference(command, context, 2))
 
 
 # ---- the C core -------------------------------------------------------------
