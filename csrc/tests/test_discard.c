@@ -1,0 +1,340 @@
+/* Description: PFNs -> ranges -> holes, against a page by page model of what must be gone. */
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "discard.h"
+#include "guest_memory.h"
+#include "helpers.h"
+
+#define PAGES_MAX 4096u
+
+/* Is the page of guest memory in its file? Asking does not bring it back, reading it would. */
+static bool present(const struct gm *mem, uint64_t pfn)
+{
+	const struct gm_region *region = gm_find(mem, pfn << GM_PAGE_SHIFT);
+	const off_t at = (off_t)(region->fd_offset + (pfn << GM_PAGE_SHIFT) - region->guest_addr);
+
+	return lseek(region->fd, at, SEEK_DATA) == at;
+}
+
+static int fill(struct gm *mem, uint64_t first, uint64_t n)
+{
+	return gm_populate(mem, first << GM_PAGE_SHIFT, n << GM_PAGE_SHIFT);
+}
+
+enum shape { RISING, FALLING, SCATTERED, REPEATED, RUNS, SHAPES };
+
+/* n PFNs below `pages`, of a shape. Returns how many. */
+static size_t draw(uint32_t *pfns, size_t n, uint32_t pages, enum shape shape, uint64_t *random)
+{
+	uint32_t pfn = (uint32_t)(t_random(random) % pages);
+
+	for (size_t i = 0; i < n; i++) {
+		switch (shape) {
+		case RISING:
+			pfns[i] = pfn++ % pages;
+			break;
+		case FALLING:
+			pfns[i] = pfn;
+			pfn = (pfn + pages - 1) % pages;
+			break;
+		case RUNS:
+			if (t_random(random) % 16 == 0)
+				pfn = (uint32_t)(t_random(random) % pages);
+			pfns[i] = pfn++ % pages;
+			break;
+		case REPEATED:
+			pfns[i] = (uint32_t)(t_random(random) % (pages / 16 + 1));
+			break;
+		default:
+			pfns[i] = (uint32_t)(t_random(random) % pages);
+		}
+	}
+	return n;
+}
+
+/*
+ * One request, against the model. `first` and `pages`: which PFNs are there;
+ * `granule`: pages in a host page (aligned to PFN 0 and to the file alike).
+ */
+static void check_request(struct gm *mem, struct discard *d, uint32_t first, uint32_t pages,
+			  uint32_t granule, uint32_t *pfns, size_t n)
+{
+	static bool asked[PAGES_MAX];
+	struct discard_counters before, after;
+	uint64_t gone = 0, ranges = 0, unique = 0;
+	bool previous = false;
+	int64_t rc;
+
+	memset(asked, 0, sizeof(asked));
+	for (size_t i = 0; i < n; i++)
+		asked[pfns[i] - first] = true;
+	discard_counters_get(d, &before);
+	rc = discard_pages(d, pfns, n);
+	discard_counters_get(d, &after);
+
+	for (uint32_t i = 0; i < pages; i += granule) {
+		bool whole = true;
+
+		for (uint32_t j = i; j < i + granule; j++) {
+			whole &= asked[j];
+			unique += asked[j];
+		}
+		for (uint32_t j = i; j < i + granule; j++)
+			t_equal(!whole, present(mem, first + j));
+		gone += whole ? granule : 0;
+		ranges += whole && !previous;
+		previous = whole;
+	}
+	t_equal(ranges, rc);
+	t_equal(ranges, after.ranges - before.ranges);
+	t_equal(ranges, after.syscalls - before.syscalls);
+	t_equal(gone, after.pages - before.pages);
+	t_equal(unique - gone, after.partial - before.partial);
+	t_equal(0, after.failed);
+}
+
+static void test_random_requests_match_model(void)
+{
+	static uint32_t pfns[3 * PAGES_MAX];
+	static const uint32_t sizes[] = {64, 512, PAGES_MAX};
+	uint64_t random = 11;
+
+	for (unsigned s = 0; s < 3; s++) {
+		struct discard *d;
+		struct gm *mem;
+
+		t_equal(0, gm_create((uint64_t)sizes[s] << GM_PAGE_SHIFT, &mem));
+		t_equal(0, discard_create(mem, DISCARD_PUNCH, &d));
+		for (unsigned round = 0; round < 20; round++) {
+			const size_t n = (size_t)(t_random(&random) % (3 * sizes[s]) + 1);
+
+			t_equal(0, fill(mem, 0, sizes[s]));
+			draw(pfns, round % 4 ? n : n % 30, sizes[s], round % SHAPES, &random);
+			check_request(mem, d, 0, sizes[s], 1, pfns, round % 4 ? n : n % 30);
+		}
+		t_equal(0, discard_pages(d, pfns, 0));
+		discard_destroy(d);
+		gm_destroy(mem);
+	}
+}
+
+static void test_t_49_bigger_host_pages_are_rounded_inward(void)
+{
+	static uint32_t pfns[2048];
+	uint64_t random = 12;
+
+	for (uint32_t granule = 1; granule <= 64; granule *= 4) {
+		struct discard *d;
+		struct gm *mem;
+
+		t_equal(0, gm_create(512ull << GM_PAGE_SHIFT, &mem));
+		t_equal(0, discard_create(mem, DISCARD_PUNCH, &d));
+		discard_set_host_page(d, (uint64_t)granule << GM_PAGE_SHIFT);
+		for (unsigned round = 0; round < 20; round++) {
+			const size_t n = (size_t)(t_random(&random) % 2047 + 1);
+
+			t_equal(0, fill(mem, 0, 512));
+			draw(pfns, n, 512, round % SHAPES, &random);
+			check_request(mem, d, 0, 512, granule, pfns, n);
+		}
+		discard_destroy(d);
+		gm_destroy(mem);
+	}
+}
+
+static void test_t_49_rounding_goes_by_the_file_not_the_guest(void)
+{
+	uint32_t pfns[16];
+	struct discard *d;
+	struct gm *mem;
+	int fd = memfd_create("t", MFD_CLOEXEC);
+
+	/* Guest page p stands at file page p + 1, a host page is four pages. */
+	t_equal(0, ftruncate(fd, 64 << GM_PAGE_SHIFT));
+	t_equal(0, gm_create_empty(&mem));
+	t_equal(0, gm_add_region(mem, 0, 32 << GM_PAGE_SHIFT, fd, GM_PAGE_SIZE));
+	t_equal(0, discard_create(mem, DISCARD_PUNCH, &d));
+	discard_set_host_page(d, 4 * GM_PAGE_SIZE);
+	t_equal(0, fill(mem, 0, 32));
+	for (uint32_t i = 0; i < 16; i++)
+		pfns[i] = i; /* file pages 1 .. 16, so whole are 4 .. 15 */
+	t_equal(1, discard_pages(d, pfns, 16));
+	for (uint32_t i = 0; i < 32; i++)
+		t_equal(i < 3 || i > 14, present(mem, i));
+	discard_destroy(d);
+	gm_destroy(mem);
+}
+
+static void test_t_49_held_record_completes_host_pages(void)
+{
+	struct discard_counters count;
+	uint32_t pfns[256];
+	uint64_t held[4] = {0}, random = 3;
+	struct discard *d;
+	struct gm *mem;
+
+	t_equal(0, gm_create(256ull << GM_PAGE_SHIFT, &mem));
+	t_equal(0, discard_create(mem, DISCARD_PUNCH, &d));
+	discard_set_host_page(d, 16 * GM_PAGE_SIZE);
+	discard_set_held(d, held);
+	t_equal(0, fill(mem, 0, 256));
+	for (uint32_t i = 0; i < 256; i++)
+		pfns[i] = i;
+	for (uint32_t i = 256; i > 1; i--) {
+		const uint32_t j = (uint32_t)(t_random(&random) % i), pfn = pfns[i - 1];
+
+		pfns[i - 1] = pfns[j];
+		pfns[j] = pfn;
+	}
+	/* In scattered portions; after each, exactly the complete host pages are gone. */
+	for (uint32_t at = 0; at < 256; at += 32) {
+		uint32_t part[32];
+
+		memcpy(part, pfns + at, sizeof(part));
+		for (unsigned i = 0; i < 32; i++)
+			held[part[i] / 64] |= 1ull << (part[i] % 64);
+		t_check(discard_pages(d, part, 32) >= 0);
+		for (uint32_t page = 0; page < 256; page += 16) {
+			const uint64_t bits = (held[page / 64] >> (page % 64)) & 0xffff;
+
+			for (uint32_t i = page; i < page + 16; i++)
+				t_equal(bits != 0xffff, present(mem, i));
+		}
+	}
+	discard_counters_get(d, &count);
+	t_equal(256, count.pages);
+	t_equal(0, gm_allocated_bytes(mem));
+	discard_destroy(d);
+	gm_destroy(mem);
+}
+
+static void test_split_at_region_borders(void)
+{
+	static uint32_t pfns[300];
+	struct discard_counters count;
+	struct discard *d;
+	struct gm *mem;
+
+	/* Two files side by side in guest memory, and a third behind a gap. */
+	t_equal(0, gm_create_empty(&mem));
+	for (unsigned i = 0; i < 3; i++) {
+		const uint64_t base[] = {0, 100, 300};
+		int fd = memfd_create("t", MFD_CLOEXEC);
+
+		t_equal(0, ftruncate(fd, 200 << GM_PAGE_SHIFT));
+		t_equal(0, gm_add_region(mem, base[i] << GM_PAGE_SHIFT, 100 << GM_PAGE_SHIFT, fd,
+					 (uint64_t)i * 10 << GM_PAGE_SHIFT));
+		t_equal(0, fill(mem, base[i], 100));
+	}
+	t_equal(0, discard_create(mem, DISCARD_PUNCH, &d));
+	for (uint32_t i = 0; i < 100; i++) {
+		pfns[i] = 150 - i; /* 51 .. 150 */
+		pfns[100 + i] = 300 + i;
+	}
+	t_equal(3, discard_pages(d, pfns, 200));
+	discard_counters_get(d, &count);
+	t_equal(200, count.pages);
+	for (uint32_t i = 0; i < 200; i++)
+		t_equal(i < 51 || i > 150, present(mem, i));
+	t_equal(100 << GM_PAGE_SHIFT, gm_allocated_bytes(mem));
+
+	/* A PFN that the caller should have refused harms nothing. */
+	pfns[0] = 250;
+	pfns[1] = 20;
+	t_equal(-EFAULT, discard_pages(d, pfns, 2));
+	t_equal(0, present(mem, 20));
+	discard_destroy(d);
+	gm_destroy(mem);
+}
+
+static void test_failure_is_counted_and_the_rest_done(void)
+{
+	uint32_t pfns[] = {1, 2, 5, 6, 9};
+	struct discard_counters count;
+	struct discard *d;
+	struct gm *mem;
+
+	t_equal(0, gm_create(16 << GM_PAGE_SHIFT, &mem));
+	t_equal(0, discard_create(mem, DISCARD_PUNCH, &d));
+	t_equal(0, fill(mem, 0, 16));
+	discard_fail_next(d, 2);
+	t_equal(-EIO, discard_pages(d, pfns, 5));
+	t_equal(0, discard_fail_left(d));
+	discard_counters_get(d, &count);
+	t_equal(2, count.failed);
+	t_equal(1, count.ranges);
+	t_equal(1, count.syscalls);
+	t_equal(1, count.pages);
+	for (uint32_t i = 0; i < 16; i++)
+		t_equal(i != 9, present(mem, i));
+	discard_destroy(d);
+	gm_destroy(mem);
+}
+
+static void test_t_50_what_the_other_methods_do_to_shared_memory(void)
+{
+	const enum discard_method methods[] = {DISCARD_DONTNEED, DISCARD_FREE, DISCARD_NONE};
+
+	for (unsigned i = 0; i < 3; i++) {
+		uint32_t pfns[] = {3, 4, 5, 9};
+		struct discard_counters count;
+		struct discard *d;
+		struct gm *mem;
+
+		t_equal(0, gm_create(16 << GM_PAGE_SHIFT, &mem));
+		t_equal(0, discard_create(mem, methods[i], &d));
+		t_equal(0, fill(mem, 0, 16));
+		if (methods[i] == DISCARD_FREE) /* refused by the kernel: private memory only */
+			t_equal(-EINVAL, discard_pages(d, pfns, 4));
+		else
+			t_equal(2, discard_pages(d, pfns, 4));
+		discard_counters_get(d, &count);
+		t_equal(methods[i] == DISCARD_FREE ? 2 : 0, count.failed);
+		t_equal(methods[i] == DISCARD_NONE ? 0 : 2, count.syscalls);
+		t_equal(16 << GM_PAGE_SHIFT, gm_allocated_bytes(mem)); /* nothing came free */
+		discard_destroy(d);
+		gm_destroy(mem);
+	}
+
+	struct discard *d;
+
+	t_equal(-EINVAL, discard_create(NULL, DISCARD_PUNCH, &d));
+}
+
+static void test_content_is_zero_after_the_hole(void)
+{
+	uint32_t pfns[] = {7};
+	struct discard *d;
+	struct gm *mem;
+	uint64_t word;
+
+	t_equal(0, gm_create(16 << GM_PAGE_SHIFT, &mem));
+	t_equal(0, discard_create(mem, DISCARD_PUNCH, &d));
+	t_equal(1, gm_stamp(mem, pfns, 1, 99));
+	t_equal(1, discard_pages(d, pfns, 1));
+	t_equal(0, gm_read(mem, 7 << GM_PAGE_SHIFT, &word, sizeof(word)));
+	t_equal(0, word);
+	discard_destroy(d);
+	gm_destroy(mem);
+}
+
+static const struct t_test tests[] = {
+    T_TEST(test_random_requests_match_model),
+    T_TEST(test_t_49_bigger_host_pages_are_rounded_inward),
+    T_TEST(test_t_49_rounding_goes_by_the_file_not_the_guest),
+    T_TEST(test_t_49_held_record_completes_host_pages),
+    T_TEST(test_split_at_region_borders),
+    T_TEST(test_failure_is_counted_and_the_rest_done),
+    T_TEST(test_t_50_what_the_other_methods_do_to_shared_memory),
+    T_TEST(test_content_is_zero_after_the_hole),
+};
+
+int main(void)
+{
+	return t_run(tests, T_COUNT(tests));
+}
