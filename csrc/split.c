@@ -112,7 +112,7 @@ int split_layout(uint32_t size, struct vq_layout *out)
  */
 static bool event_passed(uint16_t event, uint64_t now, uint64_t old)
 {
-	return now - old > UINT16_MAX || vq_need_event(event, (uint16_t)now, (uint16_t)old);
+	return now - old > UINT16_MAX || need_event(event, (uint16_t)now, (uint16_t)old);
 }
 
 /* ---- driver half ------------------------------------------------------- */
@@ -219,8 +219,8 @@ void split_driver_destroy(struct vq_driver *half)
 }
 
 /* The rules for a buffer's segments; 0 or the error that vq_driver_add() promises. */
-static int check_segments(struct split_driver *vq, const struct vq_segment *segments,
-			  unsigned readable, unsigned writable)
+static inline int check_segments(struct split_driver *vq, const struct vq_segment *segments,
+				 unsigned readable, unsigned writable)
 {
 	uint64_t total = 0;
 	unsigned count;
@@ -253,6 +253,12 @@ static uint64_t desc_rest(uint32_t len, unsigned flags, unsigned next)
 	return len | (uint64_t)flags << 32 | (uint64_t)next << 48;
 }
 
+static void desc_store(uint8_t *desc, uint64_t addr, uint64_t rest)
+{
+	le64_store(desc + DESC_ADDR, addr);
+	le64_store(desc + DESC_REST, rest);
+}
+
 /* Flags of segment i: readable ones first (SPLIT-DRV-04), NEXT on all but the last. */
 static unsigned segment_flags(unsigned i, unsigned readable, unsigned count)
 {
@@ -260,8 +266,8 @@ static unsigned segment_flags(unsigned i, unsigned readable, unsigned count)
 }
 
 /* Remembers the buffer and writes its head into the next ring slot. */
-static void stage(struct split_driver *vq, uint16_t head, uint16_t last, unsigned count,
-		  uint64_t token)
+static inline void stage(struct split_driver *vq, uint16_t head, uint16_t last, unsigned count,
+			 uint64_t token)
 {
 	struct slot *slot = &vq->slots[head];
 
@@ -281,9 +287,23 @@ int split_driver_add(struct vq_driver *half, const struct vq_segment *segments, 
 	struct split_driver *vq = driver_of(half);
 	unsigned count = readable + writable;
 	uint16_t at = vq->free_head;
-	int rc = check_segments(vq, segments, readable, writable);
+	int rc;
 
-	if (unlikely(rc))
+	/* The balloon's own case, one descriptor, without the loops: the same checks for one
+	 * segment. A broken queue shows no free descriptor here. readable <= 1 is there since
+	 * the sum may have wrapped. */
+	if (likely(count == 1 && readable <= 1 && vq->free_count)) {
+		if (likely(segments->len &&
+			   gm_at_window(vq->mem, &vq->window, segments->addr, segments->len))) {
+			desc_store(vq->desc + (size_t)DESC_BYTES * at, segments->addr,
+				   desc_rest(segments->len, readable ? 0 : DESC_F_WRITE, 0));
+			stage(vq, at, at, 1, token);
+			return 0;
+		}
+	}
+
+	rc = check_segments(vq, segments, readable, writable);
+	if (rc)
 		return rc;
 	if (count > vq->free_count)
 		return -ENOSPC;
@@ -293,8 +313,7 @@ int split_driver_add(struct vq_driver *half, const struct vq_segment *segments, 
 		uint16_t next = vq->slots[at].next;
 		unsigned flags = segment_flags(i, readable, count);
 
-		le64_store(desc + DESC_ADDR, segments[i].addr);
-		le64_store(desc + DESC_REST,
+		desc_store(desc, segments[i].addr,
 			   desc_rest(segments[i].len, flags, flags & DESC_F_NEXT ? next : 0));
 		if (!(flags & DESC_F_NEXT))
 			break;
@@ -336,8 +355,7 @@ int split_driver_add_indirect(struct vq_driver *half, const struct vq_segment *s
 	}
 	/* INDIRECT alone: never with NEXT (SPLIT-DRV-10). */
 	desc = vq->desc + (size_t)DESC_BYTES * head;
-	le64_store(desc + DESC_ADDR, table_addr);
-	le64_store(desc + DESC_REST, desc_rest(DESC_BYTES * count, DESC_F_INDIRECT, 0));
+	desc_store(desc, table_addr, desc_rest(DESC_BYTES * count, DESC_F_INDIRECT, 0));
 	stage(vq, head, head, 1, token);
 	return 0;
 }
@@ -380,10 +398,14 @@ int split_driver_kick_needed(struct vq_driver *half)
 	return wanted;
 }
 
-/* The first reason stays. */
-static int driver_break(struct split_driver *vq, enum vq_broken reason)
+/* Marks the queue broken; callers come here once, since every path looks at `broken` first. The
+ * hot paths need not: without free descriptors and known used entries they end up where it is
+ * looked at. */
+static __attribute__((cold)) int driver_break(struct split_driver *vq, enum vq_broken reason)
 {
 	vq->half.broken = reason;
+	vq->free_count = 0;
+	vq->used_seen = vq->used_next;
 	return -EIO;
 }
 
@@ -394,9 +416,9 @@ int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32_t *len
 	struct slot *slot;
 	uint32_t id;
 
-	if (unlikely(vq->half.broken))
-		return -EIO;
 	if (vq->used_next == vq->used_seen) {
+		if (unlikely(vq->half.broken))
+			return -EIO;
 		/* Acquire: used idx before the used entries and before whatever the device wrote
 		 * into the buffers, which it stored before idx (T-20). */
 		uint16_t idx = le16_load_acquire(vq->used + RING_IDX);
@@ -584,10 +606,11 @@ uint16_t split_device_avail_base(const struct vq_device *half)
 	return (uint16_t)device_of_const(half)->avail_next;
 }
 
-/* The first reason stays. */
-static int device_break(struct split_device *vq, enum vq_broken reason)
+/* As driver_break(): known available entries are forgotten, so that pop() looks at `broken`. */
+static __attribute__((cold)) int device_break(struct split_device *vq, enum vq_broken reason)
 {
 	vq->half.broken = reason;
+	vq->avail_seen = vq->avail_next;
 	return -EIO;
 }
 
@@ -677,41 +700,76 @@ walk_table(struct split_device *vq, struct walk *walk, const struct desc *pointe
 	}
 }
 
-/* Walks a chain from its head: plain descriptors, then at most one table (SPLIT-DEV-10). */
-static inline enum vq_broken walk_chain(struct split_device *vq, struct walk *walk, uint32_t at)
+static struct desc desc_load(const struct split_device *vq, uint32_t at)
+{
+	const uint8_t *entry = vq->desc + (size_t)DESC_BYTES * at;
+
+	return decode(le64_load(entry + DESC_ADDR), le64_load(entry + DESC_REST));
+}
+
+/* Walks a chain from its first descriptor: plain ones, then at most one table (SPLIT-DEV-10). */
+static inline enum vq_broken walk_chain(struct split_device *vq, struct walk *walk,
+					struct desc desc)
 {
 	for (;;) {
-		const uint8_t *entry = vq->desc + (size_t)DESC_BYTES * at;
-		struct desc desc =
-		    decode(le64_load(entry + DESC_ADDR), le64_load(entry + DESC_REST));
 		enum vq_broken reason;
 
-		if (unlikely(desc.flags & DESC_F_INDIRECT))
-			return walk_table(vq, walk, &desc);
+		if (unlikely(desc.flags & DESC_F_INDIRECT)) {
+			/* Copies, so that only they need an address and the walk of a plain chain
+			 * stays in registers. */
+			struct walk copy = *walk;
+			struct desc pointer = desc;
+
+			reason = walk_table(vq, &copy, &pointer);
+			*walk = copy;
+			return reason;
+		}
 		reason = take(vq, walk, &desc);
 		if (unlikely(reason) || !(desc.flags & DESC_F_NEXT))
 			return reason;
 		if (unlikely(desc.next >= vq->size))
 			return VQ_BROKEN_NEXT;
-		at = desc.next;
+		desc = desc_load(vq, desc.next);
 	}
+}
+
+/* Everything but a chain of one plain descriptor. 1, or -EIO with the queue broken. */
+static __attribute__((noinline)) int pop_chain(struct split_device *vq, struct vq_chain *chain,
+					       uint16_t head, struct desc first)
+{
+	struct walk walk = {0};
+	enum vq_broken reason = walk_chain(vq, &walk, first);
+
+	if (reason)
+		return device_break(vq, reason);
+	vq->avail_next++;
+	vq->popped++;
+	chain->segments = vq->segments;
+	chain->count = walk.count;
+	chain->readable = walk.readable;
+	chain->readable_bytes = walk.readable_bytes;
+	chain->writable_bytes = walk.writable_bytes;
+	chain->head = head;
+	return 1;
 }
 
 int split_device_pop(struct vq_device *half, struct vq_chain *chain)
 {
 	struct split_device *vq = device_of(half);
-	struct walk walk = {0};
-	enum vq_broken reason;
+	struct desc desc;
+	uint8_t *base;
 	uint16_t head;
+	bool writable;
 
-	if (unlikely(vq->half.broken))
-		return -EIO;
 	if (vq->avail_next == vq->avail_seen) {
+		uint16_t idx, fresh;
+
+		if (unlikely(vq->half.broken))
+			return -EIO;
 		/* Acquire: available idx before ring slots, descriptors and payload, which the
 		 * driver stored before idx (SPLIT-DRV-27, T-20). */
-		uint16_t idx = le16_load_acquire(vq->avail + RING_IDX);
-		uint16_t fresh = (uint16_t)(idx - (uint16_t)vq->avail_next);
-
+		idx = le16_load_acquire(vq->avail + RING_IDX);
+		fresh = (uint16_t)(idx - (uint16_t)vq->avail_next);
 		if (fresh == 0)
 			return 0;
 		/* A head occupies at least one descriptor, so more than N cannot be waiting; it
@@ -724,17 +782,25 @@ int split_device_pop(struct vq_device *half, struct vq_chain *chain)
 	head = le16_load(vq->avail + RING_ENTRIES + AVAIL_ENTRY * (vq->avail_next & vq->mask));
 	if (unlikely(head >= vq->size))
 		return device_break(vq, VQ_BROKEN_HEAD);
-	reason = walk_chain(vq, &walk, head);
-	if (unlikely(reason))
-		return device_break(vq, reason);
+	/* The balloon's own case, one plain descriptor, without the walk. */
+	desc = desc_load(vq, head);
+	if (desc.flags & (DESC_F_NEXT | DESC_F_INDIRECT) || desc.len == 0)
+		return pop_chain(vq, chain, head, desc);
+	base = gm_at_window(vq->mem, &vq->window, desc.addr, desc.len);
+	if (unlikely(!base))
+		return device_break(vq, VQ_BROKEN_ADDRESS);
 
+	writable = desc.flags & DESC_F_WRITE;
+	vq->segments[0].base = base;
+	vq->segments[0].len = desc.len;
+	vq->segments[0].guest_addr = desc.addr;
 	vq->avail_next++;
 	vq->popped++;
 	chain->segments = vq->segments;
-	chain->count = walk.count;
-	chain->readable = walk.readable;
-	chain->readable_bytes = walk.readable_bytes;
-	chain->writable_bytes = walk.writable_bytes;
+	chain->count = 1;
+	chain->readable = !writable;
+	chain->readable_bytes = writable ? 0 : desc.len;
+	chain->writable_bytes = writable ? desc.len : 0;
 	chain->head = head;
 	return 1;
 }

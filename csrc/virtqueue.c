@@ -64,9 +64,7 @@ const char *vq_broken_text(enum vq_broken reason)
 
 int vq_need_event(uint16_t event_idx, uint16_t new_idx, uint16_t old_idx)
 {
-	/* Both sides count backwards from the newest entry: its distance to the event against
-	 * the length of the step. Equality of indices would lose batches (T-30). */
-	return (uint16_t)(new_idx - event_idx - 1) < (uint16_t)(new_idx - old_idx);
+	return need_event(event_idx, new_idx, old_idx);
 }
 
 int vq_layout(uint64_t features, uint32_t size, struct vq_layout *out)

@@ -32,6 +32,14 @@ struct vq_device {
 	enum vq_broken broken; /* as above */
 };
 
+/* vq_need_event() where a call would be felt. Both sides count backwards from the newest entry:
+ * its distance to the event against the length of the step. Equality of indices would lose
+ * batches (T-30). */
+static inline int need_event(uint16_t event_idx, uint16_t new_idx, uint16_t old_idx)
+{
+	return (uint16_t)(new_idx - event_idx - 1) < (uint16_t)(new_idx - old_idx);
+}
+
 /* Zeroed memory on cache lines of its own; NULL when there is none. Freed by free(). */
 void *vq_alloc(size_t bytes);
 
