@@ -376,6 +376,25 @@ int pa_isolated_done(struct pa *pa, uint32_t pfn)
 	return leave_isolation(pa, pfn, PA_IN_FLIGHT);
 }
 
+int pa_replace_isolated(struct pa *pa, uint32_t new_pfn, uint32_t old_pfn)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&pa->lock);
+	if (new_pfn >= pa->pages || (pa->place[new_pfn] & PLACE_MASK) != PA_PRIVATE ||
+	    old_pfn >= pa->pages || pa->place[old_pfn] != (PA_ISOLATED | PAGE_LOCKED)) {
+		rc = violation(pa);
+	} else {
+		link_head(pa, new_pfn, pa->count.pages[PA_LISTED]);
+		pa->place[new_pfn] = (uint8_t)((pa->place[new_pfn] & PAGE_LOCKED) | PA_LISTED);
+		count_move(pa, PA_PRIVATE, PA_LISTED, 1);
+		pa->place[old_pfn] = PA_IN_FLIGHT;
+		count_move(pa, PA_ISOLATED, PA_IN_FLIGHT, 1);
+	}
+	pthread_mutex_unlock(&pa->lock);
+	return rc;
+}
+
 int pa_trylock(struct pa *pa, uint32_t pfn)
 {
 	int taken = 0;

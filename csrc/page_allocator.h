@@ -91,11 +91,14 @@ int64_t pa_list_dequeue(struct pa *pa, uint32_t *pfns, size_t n);
  * tail whose lock is free, takes the lock and moves it to ISOLATED: 1 and *pfn, or 0.
  * pa_putback puts an isolated page back at the head and drops the lock.
  * pa_isolated_done moves an isolated page to IN_FLIGHT and drops the lock.
+ * pa_replace_isolated does that to old_pfn and puts the PRIVATE page new_pfn at the
+ * head, in one step (the section that ends a migration): 0 or -EBADF, nothing moved.
  * pa_trylock: 1 if taken, 0 if held; pa_unlock: 0 or -EBADF if it was not held.
  */
 int pa_isolate(struct pa *pa, uint32_t *pfn);
 int pa_putback(struct pa *pa, uint32_t pfn);
 int pa_isolated_done(struct pa *pa, uint32_t pfn);
+int pa_replace_isolated(struct pa *pa, uint32_t new_pfn, uint32_t old_pfn);
 int pa_trylock(struct pa *pa, uint32_t pfn);
 int pa_unlock(struct pa *pa, uint32_t pfn);
 

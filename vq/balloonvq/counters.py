@@ -55,6 +55,10 @@ ShortReason = Literal[
 ]
 
 
+#: How an OOM run ended.
+OomOutcome = Literal["relieved", "killed", "fitted", "livelocked", "deadlocked"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
     """Everything that is counted since the machine started."""
@@ -216,9 +220,10 @@ class OomReport:
     """``balloonctl/oom/1``: what an OOM run did."""
 
     schema: str = "balloonctl/oom/1"
-    outcome: Literal["relieved", "killed", "fitted", "deadlocked"]
+    outcome: OomOutcome
     """relieved: got everything, with the balloon's help; killed: the OOM killer ended a task;
-    fitted: memory did not run out; deadlocked: nobody will ever go on."""
+    fitted: memory did not run out; livelocked: a caller that may not kill retried without end, until
+    it was given up; deadlocked: nobody will ever go on."""
     requested_bytes: int
     """What the task wanted to allocate."""
     allocated_bytes: int

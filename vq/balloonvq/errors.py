@@ -5,6 +5,7 @@
     BalloonError                    exit 1; anything below may be caught as this
     ├── InvalidArgument             exit 2  a value that can never be right
     ├── NotEnoughMemory             exit 1  the host cannot back the guest
+    ├── CoreError                   exit 1  the C core refused; carries its errno
     ├── MachineError                exit 1
     │   ├── MachineExists                   a live machine has that name
     │   ├── NoSuchMachine                   none has
@@ -30,6 +31,7 @@ from __future__ import annotations
 __all__ = [
     "BalloonError",
     "CommandFailed",
+    "CoreError",
     "Deadlock",
     "DeviceBroken",
     "InternalError",
@@ -87,6 +89,18 @@ class InvalidArgument(BalloonError):
 
 class NotEnoughMemory(BalloonError):
     """The host cannot back the guest's memory."""
+
+
+class CoreError(BalloonError):
+    """The C core refused a call.
+
+    Attributes:
+        errno: the positive errno value that it returned.
+    """
+
+    def __init__(self, what: str, *, errno: int, why: str = "", hint: str = "") -> None:
+        super().__init__(what, why=why, hint=hint)
+        self.errno = errno
 
 
 class MachineError(BalloonError):
@@ -160,7 +174,9 @@ class Deadlock(RuleBroken):
         report: the circle as `balloonvq.counters.DeadlockReport` builds it.
     """
 
-    def __init__(self, what: str, *, report: dict[str, object] | None = None, why: str = "", hint: str = "") -> None:
+    def __init__(
+        self, what: str, *, report: dict[str, object] | None = None, why: str = "", hint: str = ""
+    ) -> None:
         super().__init__(what, why=why, hint=hint)
         self.report = report
 

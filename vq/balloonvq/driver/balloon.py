@@ -1,0 +1,150 @@
+"""The balloon as a locking design sees it: shared state, and the steps to write operations in.
+
+A design may call what `Balloon` offers and what its runtime offers, nothing else.
+Each method is one step in the sense of docs/explanation/locking.md; between two steps any other
+task may run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from balloonvq.ffi import ffi
+from balloonvq.guest.kernel import Kernel
+from balloonvq.guest.pages import BATCH_MAX, Batch, Place
+from balloonvq.queue import DriverQueue
+from balloonvq.runtime import Runtime
+
+__all__ = ["OUT_OF_PUFF_NS", "PFNS_MAX", "Balloon", "PfnArray"]
+
+#: Most PFNs in a request: VIRTIO_BALLOON_ARRAY_PFNS_MAX.
+PFNS_MAX = BATCH_MAX
+
+#: How long fill sleeps when it can get no page: msleep(200).
+OUT_OF_PUFF_NS = 200_000_000
+
+#: Bytes of a PFN in a request (le32; T-11).
+PFN_BYTES = 4
+
+
+class PfnArray:
+    """An array of le32 PFNs in guest memory, which the device reads when it gets to it.
+
+    A descriptor *points at* the array: changing it between `Balloon.tell_host`'s
+    add and its acknowledgement changes what the device sees.
+
+    Attributes:
+        name: for traces.
+        address: guest-physical.
+    """
+
+    __slots__ = ("_count", "_host", "address", "name")
+
+    def __init__(self, kernel: Kernel, name: str) -> None:
+        self.name = name
+        self.address = kernel.boot_alloc(PFNS_MAX * PFN_BYTES, align=64)
+        self._host = kernel.memory.at(self.address, PFNS_MAX * PFN_BYTES)
+        self._count = 0
+
+    def clear(self) -> None:
+        """Empties the array; guest memory keeps its content."""
+        self._count = 0
+
+    def append(self, pages: Batch) -> None:
+        """Adds the batch's PFNs; the host of an emulated guest is little-endian like its ring."""
+        ffi.memmove(self._host + self._count * PFN_BYTES, pages.pfns, pages.count * PFN_BYTES)
+        self._count += pages.count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of a buffer that holds exactly these PFNs."""
+        return self._count * PFN_BYTES
+
+
+class Balloon:
+    """What fill, leak, migrate and the OOM notifier share (`struct virtio_balloon`).
+
+    Attributes:
+        runtime: locks, shared words, time.
+        kernel: the guest kernel below.
+        inflate_vq, deflate_vq: the two queues.
+        num_pages: pages that the driver counts as inflated, as a shared word.
+        deflate_on_oom: whether the feature was negotiated.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        kernel: Kernel,
+        *,
+        inflate_vq: DriverQueue,
+        deflate_vq: DriverQueue,
+        deflate_on_oom: bool,
+    ) -> None:
+        self.runtime = runtime
+        self.kernel = kernel
+        self.inflate_vq = inflate_vq
+        self.deflate_vq = deflate_vq
+        self.deflate_on_oom = deflate_on_oom
+        self.num_pages = runtime.shared("num_pages")
+        #: 1 while fill has found no free page and has not made progress since.
+        self.out_of_puff = runtime.shared("out_of_puff")
+        #: Woken when the size worker comes to rest, runs out of puff, or OOM shrinks the balloon.
+        self.settled = runtime.wait_queue("settled")
+        self._acked = runtime.wait_queue("acked")
+        self._acked.attach(inflate_vq.call_fd)
+        self._acked.attach(deflate_vq.call_fd)
+
+    def pfn_array(self, name: str) -> PfnArray:
+        """A new array in guest memory, for a design's constructor (allocated at probe)."""
+        return PfnArray(self.kernel, name)
+
+    # -- steps ---------------------------------------------------------------
+
+    def alloc(self, count: int) -> Batch | None:
+        """ALLOC(fs, noretry): from 1 to `count` pages for the balloon, or None.
+
+        Direct reclaim inside may wait for the filesystem lock.
+        """
+        return self.kernel.alloc(count, Place.PRIVATE, fs=True, noretry=True)
+
+    def no_memory(self) -> None:
+        """Out of puff: sleeps 200 ms, holding whatever the caller holds."""
+        self.out_of_puff.value = 1
+        self.settled.wake_all()
+        self.runtime.sleep(OUT_OF_PUFF_NS)
+
+    def insert(self, pages: Batch) -> None:
+        """INSERT: puts the pages at the list's head, under pages_lock."""
+        self.kernel.pages.list_insert(pages)
+
+    def dequeue(self, count: int) -> Batch | None:
+        """DEQ: from 1 to `count` pages from the list's head, or None if all are locked or isolated.
+
+        Raises:
+            KernelBug: BUG(), if the list is empty and nothing is isolated.
+        """
+        return self.kernel.pages.list_dequeue(min(count, self.runtime.batch))
+
+    def tell_host(self, queue: DriverQueue, array: PfnArray) -> None:
+        """TELL: adds a descriptor for the array, kicks, and sleeps until a buffer of the queue is used."""
+        queue.add(array.address, array.size_bytes)
+        queue.kick()
+        self._acked.wait_until(queue.get_buf)
+
+    def release(self, batches: Iterable[Batch]) -> None:
+        """Frees pages that leak took off the list."""
+        for pages in batches:
+            self.kernel.pages.free(pages, Place.IN_FLIGHT)
+
+    def replace_isolated(self, new: Batch, old: Batch) -> None:
+        """[pages_lock: INSERT(new), isolated--]: the old page is in the caller's hand afterwards."""
+        self.kernel.pages.replace_isolated(new, old)
+
+    def adjust_managed(self, pages: int) -> None:
+        """Without DEFLATE_ON_OOM ballooned pages do not count as the kernel's."""
+        if not self.deflate_on_oom:
+            self.kernel.pages.adjust_managed(pages)

@@ -1,0 +1,220 @@
+"""Who has which page: the Python face of csrc/page_allocator.h.
+
+Pages travel in batches, so that the interpreter does a constant amount of work
+for up to 256 of them. A `Batch` is opaque to driver and designs: they count
+it, hand it on, and never look at single pages.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from balloonvq.errors import InvalidArgument, KernelBug
+from balloonvq.ffi import CData, check, ffi, lib
+
+__all__ = ["BATCH_MAX", "Batch", "PageAllocator", "PageCounts", "Place"]
+
+#: Most pages in a batch: VIRTIO_BALLOON_ARRAY_PFNS_MAX.
+BATCH_MAX = 256
+
+
+class Place(IntEnum):
+    """Where a page is; every page is in exactly one place."""
+
+    FREE = 0
+    KERNEL = 1
+    USER = 2
+    PRIVATE = 3
+    LISTED = 4
+    ISOLATED = 5
+    IN_FLIGHT = 6
+
+
+class Batch:
+    """Up to `BATCH_MAX` page frame numbers, in order.
+
+    Attributes:
+        pfns: C array of 32-bit PFNs.
+        count: how many of them count.
+    """
+
+    __slots__ = ("count", "pfns")
+
+    def __init__(self, pfns: CData | None = None, count: int = 0) -> None:
+        self.pfns = ffi.new("uint32_t[]", BATCH_MAX) if pfns is None else pfns
+        self.count = count
+
+    @classmethod
+    def of(cls, *pfns: int) -> Batch:
+        """A batch of the given PFNs."""
+        batch = cls()
+        for index, pfn in enumerate(pfns):
+            batch.pfns[index] = pfn
+        batch.count = len(pfns)
+        return batch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(ffi.unpack(self.pfns, self.count))
+
+    def __repr__(self) -> str:
+        return f"Batch({', '.join(map(str, list(self)[:4]))}{', …' if self.count > 4 else ''} n={self.count})"
+
+
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """How many pages are where, at one moment."""
+
+    free: int
+    kernel: int
+    user: int
+    private: int
+    listed: int
+    isolated: int
+    in_flight: int
+    violations: int
+    """Operations refused since a page was not where the caller said."""
+    managed: int
+    """Pages that the kernel counts as its own (adjust_managed_page_count)."""
+
+
+class PageAllocator:
+    """All pages of the guest.
+
+    Args:
+        pages: PFNs 0 .. pages-1.
+        kernel_pages: how many of the first belong to the kernel for good.
+        shuffled: hand pages out in an order drawn from the seed (a fragmented guest).
+        seed: for that order.
+
+    Raises:
+        InvalidArgument: if the kernel's pages leave nothing for anybody else.
+    """
+
+    def __init__(self, pages: int, kernel_pages: int, *, shuffled: bool = False, seed: int = 0) -> None:
+        out = ffi.new("struct pa **")
+        order = lib.PA_SHUFFLED if shuffled else lib.PA_ASCENDING
+        rc = lib.pa_create(pages, kernel_pages, order, seed, out)
+        if rc == -errno.EINVAL:
+            raise InvalidArgument(f"a guest of {pages} pages cannot have {kernel_pages} kernel pages")
+        check(rc, "make the guest's page allocator")
+        self._pa: CData = out[0]
+
+    def take(self, count: int, to: Place) -> Batch | None:
+        """Takes up to `count` (at most `BATCH_MAX`) free pages; None if there is none."""
+        batch = Batch()
+        got = check(lib.pa_alloc(self._pa, batch.pfns, min(count, BATCH_MAX), to), "allocate pages")
+        if not got:
+            return None
+        batch.count = got
+        return batch
+
+    def free(self, batch: Batch, place: Place) -> None:
+        """Puts pages that are in `place` on the free list.
+
+        Raises:
+            KernelBug: if one of them is somewhere else.
+        """
+        self._check(lib.pa_free(self._pa, batch.pfns, batch.count, place), batch, place, "freed")
+
+    def move(self, batch: Batch, place: Place, to: Place) -> None:
+        """Moves pages from one place to another; see `free` for errors."""
+        self._check(
+            lib.pa_move(self._pa, batch.pfns, batch.count, place, to), batch, place, f"moved to {to.name}"
+        )
+
+    def list_insert(self, batch: Batch) -> None:
+        """Puts private pages at the head of the balloon list."""
+        self._check(lib.pa_list_insert(self._pa, batch.pfns, batch.count), batch, Place.PRIVATE, "listed")
+
+    def list_dequeue(self, count: int) -> Batch | None:
+        """Takes up to `count` pages off the head of the balloon list.
+
+        None when every listed page is locked or pages are isolated.
+
+        Raises:
+            KernelBug: when the list is empty and nothing is isolated, as
+                balloon_page_dequeue answers with BUG().
+        """
+        batch = Batch()
+        got = lib.pa_list_dequeue(self._pa, batch.pfns, min(count, BATCH_MAX))
+        if got == -errno.ENODATA:
+            raise KernelBug(
+                "balloon_page_dequeue: BUG()",
+                why="the balloon list is empty, no page is isolated, and the driver wanted one",
+            )
+        if not check(int(got), "take pages off the balloon list"):
+            return None
+        batch.count = int(got)
+        return batch
+
+    def isolate(self) -> Batch | None:
+        """Takes one listed page for compaction, with its page lock; None if there is none."""
+        batch = Batch()
+        if not lib.pa_isolate(self._pa, batch.pfns):
+            return None
+        batch.count = 1
+        return batch
+
+    def putback(self, page: Batch) -> None:
+        """Puts an isolated page back and drops its lock."""
+        self._check(lib.pa_putback(self._pa, page.pfns[0]), page, Place.ISOLATED, "put back")
+
+    def replace_isolated(self, new: Batch, old: Batch) -> None:
+        """Lists the private page `new`; the isolated page `old` is in flight to the free list, unlocked.
+
+        One step, as the section that ends a migration is.
+        """
+        self._check(
+            lib.pa_replace_isolated(self._pa, new.pfns[0], old.pfns[0]), old, Place.ISOLATED, "replaced"
+        )
+
+    def adjust_managed(self, pages: int) -> None:
+        """Adds to the pages that the kernel counts as its own; may be negative."""
+        lib.pa_adjust_managed(self._pa, pages)
+
+    def where(self, pfn: int) -> Place:
+        """The place of a page."""
+        return Place(check(lib.pa_where(self._pa, pfn), f"find page {pfn}"))
+
+    def counts(self) -> PageCounts:
+        """How many pages are where, at one moment."""
+        counts = ffi.new("struct pa_counts *")
+        lib.pa_counts_get(self._pa, counts)
+        free, kernel, user, private, listed, isolated, in_flight = map(int, counts.pages)
+        return PageCounts(
+            free=free,
+            kernel=kernel,
+            user=user,
+            private=private,
+            listed=listed,
+            isolated=isolated,
+            in_flight=in_flight,
+            violations=int(counts.violations),
+            managed=int(counts.managed),
+        )
+
+    def free_pages(self) -> int:
+        """Pages on the free list."""
+        return self.counts().free
+
+    def _check(self, rc: int, batch: Batch, place: Place, doing: str) -> None:
+        if rc == -errno.EBADF:
+            wrong = [pfn for pfn in batch if self.where(pfn) is not place]
+            example = f"page {wrong[0]} is {self.where(wrong[0]).name}" if wrong else "a page came twice"
+            raise KernelBug(
+                f"pages that are not {place.name} were {doing}",
+                why=f"{len(wrong)} of {len(batch)}: {example}",
+            )
+        check(rc, f"handle pages that were {doing}")
+
+    def close(self) -> None:
+        """Frees the allocator; it must not be used afterwards."""
+        if self._pa:
+            lib.pa_destroy(self._pa)
+            self._pa = None

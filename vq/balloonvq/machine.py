@@ -1,0 +1,788 @@
+"""The machine: memory, device, guest and driver put together; what the commands drive.
+
+    Machine
+    ├── memory    GuestMemory      a memfd
+    ├── device    BalloonDevice    C, its own thread
+    └── guest     Kernel           tasks of a ThreadRuntime
+        └── driver BalloonDriver   with a locking design
+
+All methods may be called from any thread. Those that block (`wait`, `oom`,
+`statistics`) block only their caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Literal, Self
+
+from balloonvq.counters import (
+    Balloon,
+    CompactReport,
+    Counters,
+    DeadlockReport,
+    DeadlockTask,
+    MachineState,
+    OomOutcome,
+    OomReport,
+    QueueStatus,
+    ShortReason,
+    StatsReport,
+    Status,
+    WaitResult,
+    to_document,
+)
+from balloonvq.device import BalloonDevice, DiscardMethod
+from balloonvq.driver.designs import find
+from balloonvq.driver.driver import STATS, BalloonDriver
+from balloonvq.errors import (
+    BalloonError,
+    DeviceBroken,
+    InternalError,
+    InvalidArgument,
+    MachineStopped,
+    NotEnoughMemory,
+    RuleBroken,
+)
+from balloonvq.features import BALLOON_QUEUES, Feature, feature_names, status_names
+from balloonvq.guest.compaction import compact
+from balloonvq.guest.guest_stats import stat_name
+from balloonvq.guest.hog import MemoryHog
+from balloonvq.guest.kernel import Kernel
+from balloonvq.guest.pages import PageAllocator
+from balloonvq.guest.tasks import UserTask
+from balloonvq.host import available_bytes, shared_cpu
+from balloonvq.memory import PAGE_SIZE, GuestMemory
+from balloonvq.queue import ring_layout
+from balloonvq.runtime import Stopped
+from balloonvq.runtime.threads import ThreadRuntime, ThreadTask
+
+__all__ = ["Machine", "MachineConfig"]
+
+#: Bytes of guest memory that are touched between two progress reports.
+TOUCH_STEP = 64 << 20
+
+#: A driver that works and makes no progress for this long is called stalled.
+STALLED_NS = 2_000_000_000
+
+#: Room for PFN arrays and buffers beside the rings, in the kernel's area.
+KERNEL_EXTRA_BYTES = 64 << 10
+
+#: BALLOON_CHANGE events are at least this far apart, except for the last one.
+EVENT_INTERVAL = 0.05
+
+#: How long `statistics` waits for the driver's answer.
+STATS_WAIT_NS = 1_000_000_000
+
+#: How often a waiter looks whether an OOM run is over, when nothing wakes it.
+OOM_LOOK_NS = 20_000_000
+
+#: Pages that `oom --while-filling` asks for: a few rounds of the notifier.
+WHILE_FILLING_PAGES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineConfig:
+    """What a machine is made of.
+
+    Attributes:
+        name: how commands address it.
+        ram_bytes: guest memory; whole pages.
+        touch_bytes: how much of it the guest has written before the balloon starts;
+            None is all of it.
+        used_bytes: how much a resident program owns all the time; None is 5 %.
+        fragmented: free pages come in an order drawn from `seed`.
+        design: name of the locking design.
+        deflate_on_oom, must_tell_host, event_idx, indirect: features on offer.
+        queue_size: descriptors a queue, a power of 2 up to 32768.
+        discard: how the device gives pages back.
+        seed: for everything that is drawn.
+        stats_interval: seconds between statistics requests; 0 = only when asked.
+        pin: put guest tasks and device thread on one processor. They take turns, so
+            that saves waking another processor for every request.
+        clock: real, or virtual (time jumps when everybody waits).
+    """
+
+    name: str = "default"
+    ram_bytes: int = 1 << 30
+    touch_bytes: int | None = None
+    used_bytes: int | None = None
+    fragmented: bool = False
+    design: str = "modern"
+    deflate_on_oom: bool = True
+    must_tell_host: bool = True
+    event_idx: bool = True
+    indirect: bool = True
+    queue_size: int = 128
+    discard: DiscardMethod = "punch"
+    seed: int = 0
+    stats_interval: int = 0
+    pin: bool = True
+    clock: Literal["real", "virtual"] = "real"
+
+
+class Machine:
+    """A running guest with a balloon. Make one with `Machine.create`."""
+
+    # -- life ----------------------------------------------------------------
+
+    @classmethod
+    def create(cls, config: MachineConfig, on_progress: Callable[[int, int], None] | None = None) -> Machine:
+        """Boots a machine.
+
+        Args:
+            config: what it is made of.
+            on_progress: called with (bytes touched, bytes to touch) while guest memory
+                is being touched.
+
+        Raises:
+            InvalidArgument: if the configuration cannot work.
+            NotEnoughMemory: if the host cannot back the guest.
+        """
+        return cls(config, on_progress)
+
+    def __init__(self, config: MachineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
+        self.config = config
+        self._check(config)
+        design = find(config.design)
+        self._cleanup = contextlib.ExitStack()
+        self._lock = threading.Lock()
+        self._subscribers: list[Callable[[str, dict[str, object]], None]] = []
+        self._deadlock: DeadlockReport | None = None
+        self._trouble: BalloonError | None = None
+        self._stopping = False
+        self._started_ns = time.monotonic_ns()
+        self._stats_interval = 0
+        self._oom_lock = threading.Lock()
+        self._quit = threading.Event()
+        with contextlib.ExitStack() as cleanup:
+            self._build(config, design, cleanup, on_progress)
+            self._cleanup = cleanup.pop_all()
+        self.stats_polling_interval = config.stats_interval
+
+    def _build(
+        self,
+        config: MachineConfig,
+        design: type,
+        cleanup: contextlib.ExitStack,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        cpu = shared_cpu() if config.pin else None
+        self.memory = GuestMemory(config.ram_bytes)
+        cleanup.callback(self.memory.close)
+        self._touch(on_progress)
+        kernel_pages = _kernel_pages(config.queue_size)
+        self.pages = PageAllocator(
+            self.memory.size_pages, kernel_pages, shuffled=config.fragmented, seed=config.seed
+        )
+        cleanup.callback(self.pages.close)
+        self.device = BalloonDevice(
+            self.memory,
+            features=BalloonDevice.offer(
+                must_tell_host=config.must_tell_host,
+                deflate_on_oom=config.deflate_on_oom,
+                event_idx=config.event_idx,
+                indirect=config.indirect,
+            ),
+            discard=config.discard,
+            queue_size_max=config.queue_size,
+        )
+        cleanup.callback(self.device.close)
+        self.runtime = ThreadRuntime(
+            virtual_clock=config.clock == "virtual",
+            cpu=cpu,
+            on_deadlock=self._on_deadlock,
+            on_crash=self._on_crash,
+        )
+        cleanup.callback(self._stop_runtime)
+        self.kernel = Kernel(self.runtime, self.memory, self.pages, kernel_pages * PAGE_SIZE)
+        self.driver = BalloonDriver(
+            self.runtime, self.kernel, self.device, design, queue_size=config.queue_size
+        )
+        self.device.start(cpu)
+        with self.runtime.adopted("boot", "initialisation"):
+            self._start_resident(config)
+            self.driver.probe()
+        self._pump_stop = os.eventfd(0, os.EFD_CLOEXEC)
+        cleanup.callback(os.close, self._pump_stop)
+        self._pump = threading.Thread(target=self._pump_events, name="events", daemon=True)
+        self._pump.start()
+        cleanup.callback(self._stop_pump)
+
+    @staticmethod
+    def _check(config: MachineConfig) -> None:
+        ram = config.ram_bytes
+        if ram <= 0 or ram % PAGE_SIZE:
+            raise InvalidArgument(
+                f"a guest cannot have {ram} bytes of memory",
+                why=f"memory is whole pages of {PAGE_SIZE} bytes, at least one",
+                hint="--ram 1G",
+            )
+        ring_layout(0, config.queue_size)
+        smallest = (_kernel_pages(config.queue_size) + 256) * PAGE_SIZE
+        if ram < smallest:
+            raise InvalidArgument(
+                f"a guest of {ram} bytes is too small",
+                why=f"queues of {config.queue_size} and the driver need {smallest} bytes",
+                hint=f"--ram {-(-smallest // (1 << 20))}M",
+            )
+        for name in ("touch_bytes", "used_bytes"):
+            size = getattr(config, name)
+            if size is not None and not 0 <= size <= ram:
+                raise InvalidArgument(
+                    f"{name.removesuffix('_bytes')} cannot be {size} bytes", why=f"the guest has {ram} bytes"
+                )
+        available = available_bytes()
+        if ram > available:
+            raise NotEnoughMemory(
+                f"the host cannot back a guest of {ram >> 20} MiB",
+                why=f"{available >> 20} MiB are available",
+                hint=f"--ram {max(1, available * 3 // 4 >> 20)}M, or end something that uses memory",
+            )
+
+    def _touch(self, on_progress: Callable[[int, int], None] | None) -> None:
+        """Makes guest memory resident, as a guest does that has used it."""
+        total = self.config.ram_bytes if self.config.touch_bytes is None else self.config.touch_bytes
+        total = total // PAGE_SIZE * PAGE_SIZE
+        done = 0
+        while done < total:
+            step = min(TOUCH_STEP, total - done)
+            self.memory.populate(done, step)
+            done += step
+            if on_progress is not None:
+                on_progress(done, total)
+
+    def _start_resident(self, config: MachineConfig) -> None:
+        """The program that always runs: it owns pages, and finds out if they are lost."""
+        used = config.ram_bytes // 20 if config.used_bytes is None else config.used_bytes
+        self._resident: UserTask | None = None
+        pages = used // PAGE_SIZE
+        if not pages:
+            return
+        if pages > self.pages.free_pages():
+            raise InvalidArgument(
+                f"a program cannot own {used} bytes",
+                why=f"{self.kernel.free_bytes} bytes are free after boot",
+                hint="a smaller --used",
+            )
+        self._resident = UserTask(self.kernel, "resident")
+        self._resident.allocate(pages)
+
+    def stop(self) -> int:
+        """Ends the machine: every task, the device, the memory. Calling it again is harmless.
+
+        Returns the guest pages that were found to have lost their content.
+        """
+        with self._lock:
+            if self._stopping:
+                return 0
+            self._stopping = True
+        self._emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+        lost = self.check()["lost_pages"] if self._trouble is None else 0
+        self._cleanup.close()
+        return lost
+
+    def _stop_runtime(self) -> None:
+        if not self.runtime.stop():
+            raise InternalError(
+                "a task of the guest did not end", why="it is not blocked in a runtime primitive"
+            )
+        self.driver.close()
+        self.runtime.close()
+
+    def _stop_pump(self) -> None:
+        os.eventfd_write(self._pump_stop, 1)
+        self._pump.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def request_quit(self) -> None:
+        """Asks whoever runs the machine to stop it."""
+        self._quit.set()
+
+    def wait_quit(self, timeout: float | None = None) -> bool:
+        """Waits until somebody asked for the end; whether somebody did."""
+        return self._quit.wait(timeout)
+
+    # -- events and trouble --------------------------------------------------
+
+    def subscribe(self, callback: Callable[[str, dict[str, object]], None]) -> Callable[[], None]:
+        """Calls callback(name, data) at every event, from any thread; returns how to end that."""
+        with self._lock:
+            self._subscribers.append(callback)
+
+        def unsubscribe() -> None:
+            with self._lock, contextlib.suppress(ValueError):
+                self._subscribers.remove(callback)
+
+        return unsubscribe
+
+    def _emit(self, event: str, data: dict[str, object]) -> None:
+        with self._lock:
+            subscribers = list(self._subscribers)
+        for callback in subscribers:
+            callback(event, data)
+
+    def _pump_events(self) -> None:
+        """Turns writes of `actual` into BALLOON_CHANGE events, a few a second."""
+        poller = select.poll()
+        poller.register(self.device.actual_fd, select.POLLIN)
+        poller.register(self._pump_stop, select.POLLIN)
+        last = 0
+        while True:
+            ready = {fd for fd, _ in poller.poll()}
+            if self._pump_stop in ready:
+                return
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self.device.actual_fd)
+            actual = self.device.actual_pages
+            if actual != last:
+                last = actual
+                self._emit("BALLOON_CHANGE", {"actual": self.ram_bytes - actual * PAGE_SIZE})
+            if _readable(self._pump_stop, EVENT_INTERVAL):
+                return
+
+    def _on_deadlock(self, tasks: tuple[DeadlockTask, ...]) -> None:
+        report = DeadlockReport(design=self.config.design, tasks=tasks)
+        with self._lock:
+            if self._deadlock is not None:
+                return
+            self._deadlock = report
+        self._emit("X_DEADLOCK", {"report": to_document(report)})
+        self.driver.vb.settled.wake_all()
+
+    def _on_crash(self, task: ThreadTask, error: BaseException) -> None:
+        """A task of the guest kernel ended with an error: the machine is in trouble."""
+        trouble = (
+            error
+            if isinstance(error, BalloonError)
+            else InternalError(f"task {task.name} ended with {type(error).__name__}", why=str(error))
+        )
+        with self._lock:
+            if self._trouble is None:
+                self._trouble = trouble
+        self._emit("X_TROUBLE", {"error": trouble.as_document()})
+        self.driver.vb.settled.wake_all()
+
+    def deadlock(self) -> DeadlockReport | None:
+        """The first deadlock, if there was one."""
+        return self._deadlock
+
+    @property
+    def trouble(self) -> BalloonError | None:
+        """What ended a task of the guest kernel, or the broken device, if anything did."""
+        if self._trouble is not None:
+            return self._trouble
+        broken = self.device.broken()
+        if broken is None:
+            return None
+        queue, reason = broken
+        return DeviceBroken(
+            "the device needs a reset", why=f"{queue} queue: {reason}", hint=f"balloonctl stop {self.name}"
+        )
+
+    # -- figures -------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """How commands address it."""
+        return self.config.name
+
+    @property
+    def ram_bytes(self) -> int:
+        """Guest memory."""
+        return self.config.ram_bytes
+
+    @property
+    def target_pages(self) -> int:
+        """Size of the balloon that was asked for."""
+        return self.device.target_pages
+
+    @property
+    def actual_pages(self) -> int:
+        """Size of the balloon as the driver reported it."""
+        return self.device.actual_pages
+
+    @property
+    def state(self) -> MachineState:
+        """What the machine as a whole is doing."""
+        if self._stopping:
+            return "stopping"
+        if self._deadlock is not None:
+            return "deadlocked"
+        trouble = self.trouble
+        if isinstance(trouble, DeviceBroken):
+            return "broken"
+        return "running" if trouble is None else "bug"
+
+    def status(self) -> Status:
+        """A snapshot of everything."""
+        device = self.device
+        counts = self.pages.counts()
+        counted = device.counters()
+        queues = tuple(self._queue_status(index) for index in range(len(self.driver.queues)))
+        actual = device.actual_pages
+        allocated = self.memory.allocated_bytes()
+        trouble = self.trouble
+        return Status(
+            machine=self.name,
+            state=self.state,
+            pid=os.getpid(),
+            design=self.config.design,
+            ram_bytes=self.ram_bytes,
+            target_bytes=device.target_pages * PAGE_SIZE,
+            target_pages=device.target_pages,
+            actual_bytes=actual * PAGE_SIZE,
+            actual_pages=actual,
+            held_pages=counted.held_pages,
+            guest_usable_bytes=self.ram_bytes - actual * PAGE_SIZE,
+            guest_free_bytes=counts.free * PAGE_SIZE,
+            guest_used_bytes=counts.user * PAGE_SIZE,
+            returned_acknowledged_bytes=counted.held_pages * PAGE_SIZE,
+            returned_measured_bytes=max(0, self.memory.allocated_peak_bytes() - allocated),
+            memory_allocated_bytes=allocated,
+            deflate_on_oom=bool(device.driver_features & Feature.DEFLATE_ON_OOM),
+            must_tell_host=bool(device.driver_features & Feature.MUST_TELL_HOST),
+            features=feature_names(device.driver_features),
+            device_status=status_names(device.status),
+            discard=device.discard,
+            balloon=self._balloon(),
+            counters=Counters(
+                inflated_pages=counted.inflated_pages,
+                deflated_pages=counted.deflated_pages,
+                requests=counted.requests,
+                kicks=sum(queue.kicks for queue in queues),
+                kicks_suppressed=sum(queue.kicks_suppressed for queue in queues),
+                interrupts=sum(queue.interrupts for queue in queues),
+                interrupts_suppressed=sum(queue.interrupts_suppressed for queue in queues),
+                config_changes=counted.config_changes,
+                oom_events=self.kernel.oom_events.value,
+                oom_kills=self.kernel.oom_kills.value,
+                oom_deflated_pages=self.driver.oom_deflated_pages.value,
+                migrated_pages=self.driver.migrated_pages.value,
+                migrations_refused=self.driver.migrations_refused.value,
+                discards=counted.discard_syscalls,
+                discard_ranges=counted.discard_ranges,
+                discard_failures=counted.discard_failed,
+                pfns_duplicate=counted.pfns_duplicate,
+                pfns_out_of_range=counted.pfns_out_of_range,
+                pfns_never_inflated=counted.pfns_never_inflated,
+                lost_pages=self.kernel.lost_pages.value,
+                page_violations=counts.violations,
+                stats_updates=device.stats().updates,
+            ),
+            queues=queues,
+            uptime_ns=time.monotonic_ns() - self._started_ns,
+            monotonic_ns=time.monotonic_ns(),
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            trouble=self._trouble_text(trouble),
+        )
+
+    def _trouble_text(self, trouble: BalloonError | None) -> str | None:
+        if self._deadlock is not None:
+            names = ", ".join(task.task for task in self._deadlock.tasks)
+            return f"tasks {names} wait for each other's locks"
+        if trouble is None:
+            return None
+        return f"{trouble.what}: {trouble.why}" if trouble.why else trouble.what
+
+    def _queue_status(self, index: int) -> QueueStatus:
+        queue = self.driver.queues[index]
+        calls, suppressed = self.device.queue_calls(index)
+        return QueueStatus(
+            name=BALLOON_QUEUES[index],
+            size=queue.size,
+            # The device keeps one statistics buffer on purpose; that is not a backlog.
+            depth=max(0, self.device.queue_depth(index) - (1 if index == STATS else 0)),
+            kicks=queue.kicks,
+            kicks_suppressed=queue.kicks_suppressed,
+            interrupts=calls,
+            interrupts_suppressed=suppressed,
+            latency=self.device.latency(index),
+        )
+
+    # -- the balloon ---------------------------------------------------------
+
+    def set_target(self, pages: int) -> None:
+        """Asks the driver for a balloon of that many pages.
+
+        Raises:
+            InvalidArgument: if the guest has fewer.
+        """
+        self.device.set_target(pages)
+        self.driver.vb.settled.wake_all()
+
+    def _balloon(self) -> Balloon:
+        reason = self._short_reason()
+        if reason is not None:
+            return Balloon(state="short", reason=reason)
+        settled = self.device.actual_pages == self.device.target_pages
+        return Balloon(state="settled" if settled and not self._driver_busy() else "moving")
+
+    def _driver_busy(self) -> bool:
+        """Whether the size worker runs, will run, or has not looked at the target yet."""
+        return self.driver.resizing or self.driver.seen_target != self.device.target_pages
+
+    def _short_reason(self) -> ShortReason | None:
+        """Why the balloon will not get to its target by itself now; None if it is there or moving."""
+        if self._deadlock is not None:
+            return "deadlocked"
+        trouble = self.trouble
+        if isinstance(trouble, DeviceBroken):
+            return "device-broken"
+        if isinstance(trouble, RuleBroken):
+            return "kernel-bug"
+        target, actual = self.device.target_pages, self.device.actual_pages
+        if actual == target:
+            return None
+        if self.driver.vb.out_of_puff.value and actual < target:
+            return "guest-has-no-free-pages"
+        if self._driver_busy():
+            return None
+        if actual < target:
+            return "deflated-by-oom"
+        return None
+
+    def wait(self, timeout_ns: int | None = None, abandoned: Callable[[], bool] | None = None) -> WaitResult:
+        """Waits until the balloon has its size, or until it is clear that it will not get it now.
+
+        Args:
+            timeout_ns: give up after that long; None never.
+            abandoned: asked now and then; True ends the wait as a timeout does.
+
+        Raises:
+            MachineStopped: if the machine ends meanwhile.
+        """
+        with self._task("wait", "waits for the target"):
+            return self._wait(timeout_ns, abandoned)
+
+    def _wait(self, timeout_ns: int | None, abandoned: Callable[[], bool] | None) -> WaitResult:
+        runtime = self.runtime
+        started = runtime.now_ns()
+        target = self.device.target_pages
+        progress = (self.device.counters().requests, started)
+        ended: tuple[Literal["reached", "short", "timeout"], ShortReason | None] | None = None
+
+        def look() -> bool:
+            nonlocal ended, progress
+            if self.device.target_pages != target:
+                ended = "short", "target-changed"
+            elif (reason := self._short_reason()) is not None:
+                ended = "short", reason
+            elif self.device.actual_pages == target and not self._driver_busy():
+                ended = "reached", None
+            now = runtime.now_ns()
+            requests = self.device.counters().requests
+            if requests != progress[0]:
+                progress = (requests, now)
+            elif ended is None and now - progress[1] >= STALLED_NS:
+                ended = "short", "driver-stalled"
+            if ended is None and (
+                (timeout_ns is not None and now - started >= timeout_ns)
+                or (abandoned is not None and abandoned())
+            ):
+                ended = "timeout", None
+            return ended is not None
+
+        while ended is None:
+            step = STALLED_NS // 8
+            if timeout_ns is not None:
+                step = max(1, min(step, timeout_ns - (runtime.now_ns() - started)))
+            self.driver.vb.settled.wait_until(look, step)
+        return WaitResult(
+            outcome=ended[0],
+            reason=ended[1],
+            target_bytes=target * PAGE_SIZE,
+            actual_bytes=self.device.actual_pages * PAGE_SIZE,
+            elapsed_ns=runtime.now_ns() - started,
+        )
+
+    @contextlib.contextmanager
+    def _task(self, name: str, role: str) -> Iterator[None]:
+        """The calling thread as a task; a stop becomes MachineStopped."""
+        if self._stopping:
+            raise MachineStopped(f"machine {self.name} has ended")
+        try:
+            with self.runtime.adopted(name, role):
+                yield
+        except Stopped:
+            raise MachineStopped(f"machine {self.name} has ended") from None
+
+    def sleep(self, duration_ns: int) -> None:
+        """Lets that much of the machine's time pass."""
+        with self._task("script", "script"):
+            self.runtime.sleep(duration_ns)
+
+    # -- memory pressure -----------------------------------------------------
+
+    def oom(
+        self, size_bytes: int | None = None, gfp_fs: bool = True, while_filling: bool = False
+    ) -> OomReport:
+        """Runs a program that allocates until memory is out, and reports what became of it.
+
+        Args:
+            size_bytes: how much it allocates; None is all that is free and half of the balloon.
+            gfp_fs: whether its allocations may enter the filesystem. Without, it can neither
+                wait for the filesystem nor call the killer.
+            while_filling: have it hold the filesystem lock, and let the size worker fill
+                until the guest has no free page first: the scene of the 2017 review.
+
+        Raises:
+            MachineStopped: if the machine ends meanwhile.
+            RuleBroken: if the guest kernel met a BUG().
+        """
+        with self._oom_lock, self._task("caller", "runs oom"):
+            return self._oom(size_bytes, gfp_fs=gfp_fs and not while_filling, while_filling=while_filling)
+
+    def _oom(self, size_bytes: int | None, *, gfp_fs: bool, while_filling: bool) -> OomReport:
+        free = self.pages.free_pages()
+        held = self.driver.vb.num_pages.value
+        if size_bytes is not None:
+            pages = -(-size_bytes // PAGE_SIZE)
+        elif while_filling:
+            pages = WHILE_FILLING_PAGES
+        else:
+            pages = free + max(self.runtime.batch, held // 2)
+        hog = MemoryHog(self.kernel, pages, gfp_fs=gfp_fs, while_filling=while_filling)
+        task = self.runtime.spawn("O", hog.role, hog.run)
+        previous = self.device.target_pages
+        if while_filling:
+            hog.progress.wait_until(lambda: hog.has_fs)
+            # Everything: the worker fills until it finds no free page.
+            self.set_target(self.memory.size_pages)
+        self._until_over(hog, task)
+        deadlock = None if task.finished else self._deadlock
+        if while_filling and deadlock is None:
+            self.set_target(previous)
+        return self._oom_report(hog, deadlock)
+
+    def _until_over(self, hog: MemoryHog, task: ThreadTask) -> None:
+        """Until the program has ended, or it is clear that it never will.
+
+        Raises:
+            RuleBroken: if a task of the guest kernel met a BUG().
+        """
+
+        def over() -> bool:
+            return task.finished or self._deadlock is not None or self._trouble is not None
+
+        while not over():
+            # The program's end wakes this queue a moment before its task is finished, and a deadlock
+            # elsewhere does not wake it: hence the limit.
+            hog.progress.wait_until(over, OOM_LOOK_NS)
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _oom_report(self, hog: MemoryHog, deadlock: DeadlockReport | None) -> OomReport:
+        outcome: OomOutcome = "fitted"
+        if deadlock is not None:
+            outcome = "deadlocked"
+        elif hog.stuck:
+            outcome = "livelocked"
+        elif hog.victim is not None:
+            outcome = "killed"
+        elif hog.wait.rounds:
+            outcome = "relieved"
+        return OomReport(
+            outcome=outcome,
+            requested_bytes=hog.pages * PAGE_SIZE,
+            allocated_bytes=hog.got * PAGE_SIZE,
+            rounds=hog.wait.rounds,
+            balloon_pages=hog.wait.freed_pages,
+            waited_ns=hog.wait.waited_ns,
+            longest_wait_ns=hog.wait.longest_ns,
+            killed=hog.victim,
+            lost_pages=hog.lost,
+            while_filling=hog.while_filling,
+            gfp_fs=hog.gfp_fs,
+            deadlock=deadlock,
+        )
+
+    def compact(self, pages: int | None = None) -> CompactReport:
+        """Runs compaction over the balloon's pages."""
+        with self._task("C", "compaction"):
+            return compact(self.kernel, self.driver.migrate, pages)
+
+    def check(self) -> dict[str, int]:
+        """Lets every guest program check its pages: checked_pages, lost_pages."""
+        checked = lost = 0
+        with self.runtime.adopted("check", "checks pages"):
+            for task in list(self.kernel.tasks):
+                task_checked, task_lost = task.check()
+                checked += task_checked
+                lost += task_lost
+        return {"checked_pages": checked, "lost_pages": lost}
+
+    # -- statistics ----------------------------------------------------------
+
+    def statistics(self, refresh: bool = True) -> StatsReport:
+        """The guest's statistics; asks the driver for fresh ones first if `refresh`."""
+        before = self.device.stats().updates
+        if refresh and self.device.request_stats():
+            deadline = time.monotonic_ns() + STATS_WAIT_NS
+            while self.device.stats().updates == before and time.monotonic_ns() < deadline:
+                if _readable(self._pump_stop, 0.002):
+                    break
+        stats = self.device.stats()
+        seen = (
+            datetime.fromtimestamp(stats.time_ns / 1e9, UTC).isoformat(timespec="seconds")
+            if stats.time_ns
+            else None
+        )
+        return StatsReport(
+            updates=stats.updates,
+            last_update=seen,
+            stats={stat_name(tag): value for tag, value in sorted(stats.values.items())},
+        )
+
+    @property
+    def stats_polling_interval(self) -> int:
+        """Seconds between statistics requests; 0 = only when asked."""
+        return self._stats_interval
+
+    @stats_polling_interval.setter
+    def stats_polling_interval(self, seconds: int) -> None:
+        if seconds < 0:
+            raise InvalidArgument("a polling interval cannot be negative", why=f"{seconds} s were asked for")
+        start = seconds > 0 and self._stats_interval == 0
+        self._stats_interval = seconds
+        if start:
+            self.runtime.spawn("P", "statistics poller", self._poll_stats)
+
+    def _poll_stats(self) -> None:
+        while self._stats_interval:
+            self.device.request_stats()
+            self.runtime.sleep(self._stats_interval * 1_000_000_000)
+
+    # -- trouble to order ----------------------------------------------------
+
+    def set_faults(self, **faults: int) -> None:
+        """Injects trouble into the device; see `balloonvq.device.FAULTS`."""
+        self.device.set_faults(**faults)
+
+
+def _kernel_pages(queue_size: int) -> int:
+    """Pages for three rings, PFN arrays and buffers."""
+    layout = ring_layout(0, queue_size)
+    ring = layout.desc_bytes + layout.driver_bytes + layout.device_bytes + 3 * 64
+    return -(-(3 * ring + KERNEL_EXTRA_BYTES) // PAGE_SIZE)
+
+
+def _readable(fd: int, seconds: float) -> bool:
+    """Waits up to that long for a descriptor to become readable."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(seconds * 1000))

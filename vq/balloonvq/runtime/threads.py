@@ -1,0 +1,642 @@
+"""The runtime on real threads.
+
+Every blocking point goes through one raw lock, `_guard`, under which the
+wait-for graph is exact: who owns which mutex, who waits for which. A task that
+is about to sleep on a mutex first walks from that mutex's owner to what the
+owner waits for, and so on; if the walk comes back to itself the circle is
+closed *now*, and the deadlock is reported before the task parks. No timer is
+involved, and there are no false alarms: a circle of sleeping lock waiters can
+never resolve itself.
+
+A stopping runtime throws `Stopped` into every blocked task, so that even
+deadlocked threads unwind and can be joined.
+
+Time is real, or virtual. Virtual time stands still while any task runs and
+jumps to the next deadline when every task is blocked, so scripts neither wait
+nor depend on the speed of the machine. A task that waits for the device counts
+as running for `DEVICE_GRACE_NS` of real time, since the device is a real thread
+that will answer soon; after that it counts as blocked, or a stalled device
+would stop the clock for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import select
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import PurePath
+from types import CodeType, FrameType, TracebackType
+from typing import TypeVar
+
+from balloonvq.counters import DeadlockTask, HeldLock
+from balloonvq.errors import InternalError
+from balloonvq.runtime import Stopped
+
+__all__ = ["ThreadMutex", "ThreadRuntime", "ThreadShared", "ThreadTask", "ThreadWaitQueue", "ThreadWork"]
+
+T = TypeVar("T")
+
+#: How long a wait for the device counts as progress under the virtual clock.
+DEVICE_GRACE_NS = 50_000_000
+
+#: One jiffy of the emulated kernel (HZ=1000): what `relax` sleeps.
+JIFFY_NS = 1_000_000
+
+_HERE = __file__
+
+
+class ThreadTask:
+    """A task and the thread that runs it."""
+
+    __slots__ = (
+        "_pollers",
+        "busy",
+        "error",
+        "finished",
+        "held",
+        "ident",
+        "name",
+        "parked",
+        "parker",
+        "role",
+        "thread",
+        "waiting_for",
+        "waiting_where",
+        "wake_fd",
+    )
+
+    def __init__(self, name: str, role: str) -> None:
+        self.name = name
+        self.role = role
+        self.held: list[ThreadMutex] = []
+        self.waiting_for: ThreadMutex | None = None
+        self.waiting_where = ""
+        self.parker = threading.Lock()
+        self.parker.acquire()
+        self.parked = False
+        self.busy = True
+        self.finished = False
+        self.error: BaseException | None = None
+        self.thread: threading.Thread | None = None
+        self.ident = 0
+        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._pollers: dict[ThreadWaitQueue, select.epoll] = {}
+
+    def poller(self, queue: ThreadWaitQueue, stop_fd: int) -> select.epoll:
+        """This task's epoll set for a wait queue.
+
+        Edge-triggered, so each write to an eventfd wakes every waiter once and
+        nobody has to drain it: an interrupt must not be eaten by one of two
+        waiters.
+        """
+        poller = self._pollers.get(queue)
+        if poller is None:
+            poller = select.epoll()
+            poller.register(stop_fd, select.EPOLLIN)
+            poller.register(self.wake_fd, select.EPOLLIN | select.EPOLLET)
+            for fd in queue.fds:
+                poller.register(fd, select.EPOLLIN | select.EPOLLET)
+            self._pollers[queue] = poller
+        return poller
+
+    def close(self) -> None:
+        for poller in self._pollers.values():
+            poller.close()
+        self._pollers.clear()
+        os.close(self.wake_fd)
+
+
+def _where(code: CodeType | None, lasti: int) -> str:
+    """file:line of an instruction; resolved only when somebody asks, for it is slow."""
+    if code is None:
+        return "?"
+    for start, end, line in code.co_lines():
+        if start <= lasti < end and line is not None:
+            return f"{PurePath(code.co_filename).name}:{line}"
+    return PurePath(code.co_filename).name
+
+
+def _stack(frame: FrameType | None) -> tuple[str, ...]:
+    """A thread's stack from outside this file, innermost last."""
+    lines = []
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name not in (_HERE, threading.__file__):
+            lines.append(f"{_where(frame.f_code, frame.f_lasti)} in {frame.f_code.co_qualname}")
+        frame = frame.f_back
+    return tuple(reversed(lines))
+
+
+class ThreadMutex:
+    """A mutex whose owner and waiters are known, with hand-over to the longest waiter.
+
+    Taking a free mutex and releasing one that nobody waits for touch only
+    `_taken`, a raw lock that is never slept on. Everything else happens under the
+    runtime's guard. A waiter lists itself first and then tries once more; an
+    unlocker releases first and then looks for waiters: one of the two always
+    sees the other.
+    """
+
+    __slots__ = ("_code", "_lasti", "_owner", "_runtime", "_taken", "_waiters", "name")
+
+    def __init__(self, runtime: ThreadRuntime, name: str) -> None:
+        self.name = name
+        self._runtime = runtime
+        self._taken = threading.Lock()
+        self._owner: ThreadTask | None = None
+        self._waiters: deque[ThreadTask] = deque()
+        self._code: CodeType | None = None
+        self._lasti = 0
+
+    @property
+    def owner(self) -> ThreadTask | None:
+        return self._owner
+
+    @property
+    def taken_where(self) -> str:
+        """file:line at which its owner took it."""
+        return _where(self._code, self._lasti)
+
+    def held_by_me(self) -> bool:
+        return self._owner is self._runtime.current()
+
+    def _own(self, task: ThreadTask, frame: FrameType) -> None:
+        self._owner = task
+        self._code = frame.f_code
+        self._lasti = frame.f_lasti
+        task.held.append(self)
+
+    def trylock(self) -> bool:
+        if not self._taken.acquire(blocking=False):
+            return False
+        self._own(self._runtime.current(), sys._getframe(1))
+        return True
+
+    def lock(self) -> None:
+        self._lock(sys._getframe(1))
+
+    def __enter__(self) -> None:
+        self._lock(sys._getframe(1))
+
+    def _lock(self, frame: FrameType) -> None:
+        task = self._runtime.current()
+        if self._taken.acquire(blocking=False):
+            self._own(task, frame)
+        else:
+            self._lock_slow(task, frame)
+
+    def _lock_slow(self, task: ThreadTask, frame: FrameType) -> None:
+        runtime = self._runtime
+        with runtime._guard:
+            runtime._check_stop()
+            self._waiters.append(task)
+            if self._taken.acquire(blocking=False):
+                self._waiters.remove(task)
+                self._own(task, frame)
+                return
+            task.waiting_for = self
+            task.waiting_where = _where(frame.f_code, frame.f_lasti)
+            circle = self._circle(task)
+            task.parked = True
+        if circle:
+            runtime._report_deadlock(circle)
+        with runtime._guard:
+            # Handed over in between: the park below returns at once.
+            if task.parked:
+                runtime._block(task)
+        task.parker.acquire()
+        with runtime._guard:
+            task.waiting_for = None
+            if self._owner is not task:
+                with contextlib.suppress(ValueError):
+                    self._waiters.remove(task)
+                raise Stopped
+            self._code = frame.f_code
+            self._lasti = frame.f_lasti
+
+    def _circle(self, task: ThreadTask) -> list[ThreadTask]:
+        """The tasks of the circle that this wait closes, or nothing. Called under the guard.
+
+        An owner that has just taken a lock may not be listed as its owner yet; it
+        runs, so no circle goes through it, and if it blocks it walks itself.
+        """
+        circle = [task]
+        owner = self._owner
+        while owner is not None and owner is not task:
+            circle.append(owner)
+            if owner.waiting_for is None:
+                return []
+            owner = owner.waiting_for._owner
+        return circle if owner is task else []
+
+    def unlock(self) -> None:
+        runtime = self._runtime
+        task = runtime.current()
+        if self._owner is not task:
+            raise InternalError(f"{task.name} unlocks {self.name}, which it does not hold")
+        task.held.remove(self)
+        self._owner = None
+        self._taken.release()
+        if self._waiters:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Gives the free mutex to the longest waiter, unless somebody was quicker."""
+        runtime = self._runtime
+        with runtime._guard:
+            if self._waiters and not runtime.stopping and self._taken.acquire(blocking=False):
+                heir = self._waiters.popleft()
+                self._owner = heir
+                heir.held.append(self)
+                runtime._unpark(heir)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.unlock()
+
+
+class ThreadShared:
+    """A shared word. A plain attribute is one access each way; `add` is atomic under its own lock."""
+
+    __slots__ = ("_lock", "name", "value")
+
+    def __init__(self, name: str, value: int) -> None:
+        self.name = name
+        self.value = value
+        self._lock = threading.Lock()
+
+    def add(self, delta: int) -> int:
+        with self._lock:
+            self.value += delta
+            return self.value
+
+
+class ThreadWaitQueue:
+    """Waiters of a condition, woken by other tasks or by eventfds."""
+
+    __slots__ = ("_runtime", "_waiters", "fds", "name")
+
+    def __init__(self, runtime: ThreadRuntime, name: str) -> None:
+        self.name = name
+        self.fds: list[int] = []
+        self._runtime = runtime
+        self._waiters: list[ThreadTask] = []
+
+    def attach(self, fd: int) -> None:
+        self.fds.append(fd)
+
+    def wake_all(self) -> None:
+        runtime = self._runtime
+        with runtime._guard:
+            for task in self._waiters:
+                runtime._unblock(task)
+                os.eventfd_write(task.wake_fd, 1)
+
+    def wait_until(self, condition: Callable[[], T], timeout_ns: int | None = None) -> T:
+        """Sleeps until condition() is true; returns its value, or a false one after timeout_ns.
+
+        Raises:
+            Stopped: when the runtime stops.
+        """
+        value = condition()
+        if value:
+            return value
+        runtime = self._runtime
+        task = runtime.current()
+        poller = task.poller(self, runtime._stop_fd)
+        deadline = None if timeout_ns is None else runtime.now_ns() + timeout_ns
+        with runtime._guard:
+            self._waiters.append(task)
+        try:
+            while not (value := condition()):
+                runtime._check_stop()
+                if deadline is not None and runtime.now_ns() >= deadline:
+                    break
+                runtime._poll(task, poller, deadline, device=bool(self.fds))
+            return value
+        finally:
+            with runtime._guard:
+                self._waiters.remove(task)
+
+
+class ThreadWork:
+    """A work item with a thread of its own."""
+
+    __slots__ = ("_fds", "_function", "_queued", "_ready", "_running", "task")
+
+    def __init__(
+        self,
+        runtime: ThreadRuntime,
+        name: str,
+        role: str,
+        function: Callable[[], None],
+        interrupts: tuple[int, ...],
+    ) -> None:
+        self._function = function
+        self._queued = False
+        self._running = False
+        self._fds = interrupts
+        self._ready = ThreadWaitQueue(runtime, f"{name} work")
+        for fd in interrupts:
+            self._ready.attach(fd)
+        self.task = runtime.spawn(name, role, self._loop)
+
+    @property
+    def pending(self) -> bool:
+        return self._queued or self._running
+
+    @property
+    def requeued(self) -> bool:
+        return self._queued
+
+    def queue(self) -> None:
+        self._queued = True
+        self._ready.wake_all()
+
+    def _interrupted(self) -> bool:
+        fired = False
+        for fd in self._fds:
+            # This work item is the only reader of these eventfds, so draining is safe.
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(fd)
+                fired = True
+        return fired
+
+    def _take(self) -> bool:
+        # An interrupt and a queued flag are one order to run.
+        if not (self._interrupted() or self._queued):
+            return False
+        self._running = True
+        self._queued = False
+        return True
+
+    def _loop(self) -> None:
+        while True:
+            self._ready.wait_until(self._take)
+            try:
+                self._function()
+            finally:
+                self._running = False
+
+
+class ThreadRuntime:
+    """Tasks on real threads, an exact wait-for graph, real or virtual time.
+
+    Args:
+        virtual_clock: time stands still while any task runs (see the module's text).
+        cpu: bind every task to this processor, or None. A driver and its device
+            alternate, so sharing a processor saves the cost of waking a second one.
+        on_deadlock: called once a circle, by the task that closed it, with its
+            tasks.
+        on_crash: called when a task ends with an exception that is not `Stopped`.
+    """
+
+    batch = 256
+
+    def __init__(
+        self,
+        *,
+        virtual_clock: bool = False,
+        cpu: int | None = None,
+        on_deadlock: Callable[[tuple[DeadlockTask, ...]], None] | None = None,
+        on_crash: Callable[[ThreadTask, BaseException], None] | None = None,
+    ) -> None:
+        self._guard = threading.Lock()
+        self._local = threading.local()
+        self._tasks: list[ThreadTask] = []
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopped = threading.Event()
+        self._virtual = virtual_clock
+        self._virtual_now = 0
+        self._busy = 0
+        self._sleepers: list[tuple[int, int, ThreadTask, bool]] = []
+        self._sequence = itertools.count()
+        self._cpu = cpu
+        self._on_deadlock = on_deadlock
+        self._on_crash = on_crash
+
+    # -- tasks ---------------------------------------------------------------
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopped.is_set()
+
+    def current(self) -> ThreadTask:
+        """The calling task.
+
+        Raises:
+            InternalError: if the calling thread is no task; see `adopted`.
+        """
+        task = getattr(self._local, "task", None)
+        if task is None:
+            raise InternalError(f"thread {threading.current_thread().name} is no task of this runtime")
+        return task  # type: ignore[no-any-return]
+
+    def spawn(self, name: str, role: str, function: Callable[[], object]) -> ThreadTask:
+        task = ThreadTask(name, role)
+        with self._guard:
+            self._check_stop()
+            self._tasks.append(task)
+            self._busy += 1
+        task.thread = threading.Thread(target=self._run, args=(task, function), name=name, daemon=True)
+        task.thread.start()
+        return task
+
+    def _run(self, task: ThreadTask, function: Callable[[], object]) -> None:
+        self._local.task = task
+        task.ident = threading.get_ident()
+        if self._cpu is not None:
+            # Best effort: a container may forbid it, and nothing depends on it but speed.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, {self._cpu})
+        try:
+            function()
+        except Stopped:
+            pass
+        except BaseException as error:
+            task.error = error
+            if self._on_crash is not None:
+                self._on_crash(task, error)
+        finally:
+            with self._guard:
+                task.finished = True
+                self._block(task)
+                self._tasks.remove(task)
+            task.close()
+
+    @contextlib.contextmanager
+    def adopted(self, name: str, role: str) -> Iterator[ThreadTask]:
+        """Makes the calling thread a task for the length of a with block; nesting keeps the outer one."""
+        task = getattr(self._local, "task", None)
+        if task is not None:
+            yield task
+            return
+        task = ThreadTask(name, role)
+        task.ident = threading.get_ident()
+        with self._guard:
+            self._tasks.append(task)
+            self._busy += 1
+        self._local.task = task
+        try:
+            yield task
+        finally:
+            self._local.task = None
+            with self._guard:
+                task.finished = True
+                self._block(task)
+                self._tasks.remove(task)
+            task.close()
+
+    def join(self, task: ThreadTask, timeout: float | None = None) -> bool:
+        """Waits for a spawned task's thread; whether it has ended."""
+        if task.thread is not None:
+            task.thread.join(timeout)
+            return not task.thread.is_alive()
+        return task.finished
+
+    def stop(self, timeout: float = 5.0) -> bool:
+        """Throws `Stopped` into every blocked task and waits for all of them to end.
+
+        Returns whether all ended within the time. Calling it again is harmless.
+        """
+        with self._guard:
+            self._stopped.set()
+            tasks = list(self._tasks)
+            for task in tasks:
+                self._unpark(task)
+        os.eventfd_write(self._stop_fd, 1)
+        deadline = time.monotonic() + timeout
+        me = threading.get_ident()
+        return all(
+            self.join(task, max(0.0, deadline - time.monotonic()))
+            for task in tasks
+            if task.thread is not None and task.ident != me
+        )
+
+    def close(self) -> None:
+        """Gives the stop eventfd back; only after `stop` returned True."""
+        os.close(self._stop_fd)
+
+    def _check_stop(self) -> None:
+        if self._stopped.is_set():
+            raise Stopped
+
+    # -- primitives ----------------------------------------------------------
+
+    def mutex(self, name: str) -> ThreadMutex:
+        return ThreadMutex(self, name)
+
+    def shared(self, name: str, value: int = 0) -> ThreadShared:
+        return ThreadShared(name, value)
+
+    def wait_queue(self, name: str) -> ThreadWaitQueue:
+        return ThreadWaitQueue(self, name)
+
+    def work(
+        self, name: str, role: str, function: Callable[[], None], *, interrupts: tuple[int, ...] = ()
+    ) -> ThreadWork:
+        return ThreadWork(self, name, role, function, interrupts)
+
+    def choose(self, name: str, options: int) -> int:
+        """Live, the environment makes its choices itself."""
+        del name, options
+        return 0
+
+    def relax(self) -> None:
+        self.sleep(JIFFY_NS)
+
+    # -- time ----------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        return self._virtual_now if self._virtual else time.monotonic_ns()
+
+    def sleep(self, duration_ns: int) -> None:
+        if not self._virtual:
+            if self._stopped.wait(duration_ns / 1e9):
+                raise Stopped
+            return
+        task = self.current()
+        with self._guard:
+            self._check_stop()
+            task.parked = True
+            self._add_sleeper(self._virtual_now + duration_ns, task, parked=True)
+            self._block(task)
+        task.parker.acquire()
+        self._check_stop()
+
+    def _add_sleeper(self, deadline: int, task: ThreadTask, *, parked: bool) -> None:
+        heapq.heappush(self._sleepers, (deadline, next(self._sequence), task, parked))
+
+    def _block(self, task: ThreadTask) -> None:
+        """The task stops being busy; under the guard. The last one moves virtual time."""
+        if not task.busy:
+            return
+        task.busy = False
+        self._busy -= 1
+        if self._virtual and self._busy == 0 and self._sleepers:
+            deadline = self._sleepers[0][0]
+            self._virtual_now = max(self._virtual_now, deadline)
+            while self._sleepers and self._sleepers[0][0] <= self._virtual_now:
+                _, _, sleeper, parked = heapq.heappop(self._sleepers)
+                if parked:
+                    self._unpark(sleeper)
+                elif not sleeper.finished:
+                    self._unblock(sleeper)
+                    os.eventfd_write(sleeper.wake_fd, 1)
+
+    def _unblock(self, task: ThreadTask) -> None:
+        if not task.busy and not task.finished:
+            task.busy = True
+            self._busy += 1
+
+    def _unpark(self, task: ThreadTask) -> None:
+        if task.parked:
+            task.parked = False
+            self._unblock(task)
+            task.parker.release()
+
+    def _poll(self, task: ThreadTask, poller: select.epoll, deadline: int | None, *, device: bool) -> None:
+        """One sleep of a waiter, until an event, the deadline or the stop."""
+        if not self._virtual:
+            poller.poll(-1 if deadline is None else max(0, deadline - time.monotonic_ns()) / 1e9)
+            return
+        if device and poller.poll(DEVICE_GRACE_NS / 1e9):
+            return
+        with self._guard:
+            if deadline is not None:
+                self._add_sleeper(deadline, task, parked=False)
+            self._block(task)
+        poller.poll()
+        with self._guard:
+            self._unblock(task)
+
+    # -- deadlock ------------------------------------------------------------
+
+    def _report_deadlock(self, circle: list[ThreadTask]) -> None:
+        """Describes the circle. Its other members sleep in it, so their stacks stand still."""
+        frames = sys._current_frames()
+        report = []
+        for task in circle:
+            wanted = task.waiting_for
+            owner = wanted.owner if wanted is not None else None
+            report.append(
+                DeadlockTask(
+                    task=task.name,
+                    role=task.role,
+                    holds=tuple(HeldLock(name=lock.name, where=lock.taken_where) for lock in task.held),
+                    wants=wanted.name if wanted is not None else "",
+                    wants_where=task.waiting_where,
+                    owner=owner.name if owner is not None else "",
+                    stack=_stack(frames.get(task.ident)),
+                )
+            )
+        if self._on_deadlock is not None:
+            self._on_deadlock(tuple(report))
