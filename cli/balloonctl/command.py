@@ -1,0 +1,157 @@
+"""What every command has: the global options behind its name, its part of the configuration, good manners about sizes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from balloonctl.config import Configuration
+from balloonctl.context import App
+from balloonctl.output import Format
+from balloonvq.errors import InvalidArgument
+
+__all__ = ["COMMON", "CONFIGURATION", "BalloonCommand", "command", "global_options"]
+
+#: Where the group keeps the configuration in a context.
+CONFIGURATION = "balloonctl.configuration"
+
+_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _complete_machine(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the machines that run."""
+    del ctx, param
+    from balloonctl import background
+
+    names = [str(row["name"]) for row in background.list_machines()]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def global_options() -> list[click.Option]:
+    """The global options, made anew for each owner."""
+    return [
+        click.Option(
+            ["-m", "--machine"],
+            metavar="NAME",
+            shell_complete=_complete_machine,
+            help="Act on this background machine.  [default: default]",
+        ),
+        click.Option(
+            ["--connect"],
+            metavar="SOCKET",
+            type=click.Path(),
+            help="Act on whatever speaks QMP on this unix socket, such as a QEMU.",
+        ),
+        click.Option(
+            ["--output"],
+            type=click.Choice([form.value for form in Format]),
+            help="Format of the result.  [default: table]",
+        ),
+        click.Option(["--json"], is_flag=True, default=None, help="The same as --output json."),
+        click.Option(
+            ["--color"],
+            type=click.Choice(["auto", "always", "never"]),
+            help="Whether to colour; wins over NO_COLOR and FORCE_COLOR.  [default: auto]",
+        ),
+        click.Option(["-q", "--quiet"], is_flag=True, default=None, help="Results and errors only."),
+        click.Option(
+            ["-v", "--verbose"], count=True, default=None, help="Log more to stderr; -vv logs everything."
+        ),
+    ]
+
+
+def changes(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings that given global options change; options not given are None."""
+    given = {name: value for name, value in values.items() if value is not None}
+    if given.pop("json", False):
+        given["output"] = Format.JSON
+    if "output" in given:
+        given["output"] = Format(given["output"])
+    return given
+
+
+#: Names of the global options' parameters.
+COMMON = tuple(str(option.name) for option in global_options())
+
+
+def _take(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Hands a global option that stands behind the command's name to the invocation."""
+    app = ctx.find_object(App)
+    if app is None or value is None or ctx.resilient_parsing or param.name is None:
+        return
+    app.adjust(**changes({param.name: value}))
+
+
+class BalloonCommand(click.Command):
+    """A command that also takes the global options, and reads its table of the configuration strictly."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["context_settings"] = _SETTINGS | (kwargs.get("context_settings") or {})
+        super().__init__(*args, **kwargs)
+        taken = {opt for param in self.params for opt in param.opts}
+        self.common: list[click.Option] = []
+        for option in global_options():
+            option.opts = [opt for opt in option.opts if opt not in taken]
+            if not option.opts:
+                continue
+            option.callback = _take
+            option.expose_value = False
+            option.allow_from_autoenv = False
+            self.common.append(option)
+        self.params.extend(self.common)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Checks the command's table of the configuration before its options are read."""
+        configuration = parent.meta.get(CONFIGURATION) if parent is not None else None
+        if isinstance(configuration, Configuration) and info_name and not extra.get("resilient_parsing"):
+            own = [param for param in self.params if param not in self.common]
+            section = info_name.replace("-", "_")
+            configuration.check(section, [str(param.name) for param in own])
+        return super().make_context(info_name, args, parent, **extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Says that `-5M` is a negative size, rather than that there is no option -5."""
+        everything = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if re.match(r"-[\d.\u2212]|-inf|-nan", error.option_name, re.IGNORECASE):
+                typed = next(
+                    (arg for arg in everything if arg.startswith(error.option_name)), error.option_name
+                )
+                raise InvalidArgument(
+                    f"{typed} is negative",
+                    why="a size counts bytes from 0 up",
+                    hint="`deflate SIZE` makes the balloon smaller, `inflate SIZE` larger",
+                ) from error
+            raise
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options; one line stands for the global ones."""
+        records = [
+            record
+            for param in self.params
+            if isinstance(param, click.Option)
+            and param not in self.common
+            and (record := param.get_help_record(ctx))
+        ]
+        records += [
+            record for param in self.common if param.name == "json" and (record := param.get_help_record(ctx))
+        ]
+        help_option = self.get_help_option(ctx)
+        if help_option is not None and (record := help_option.get_help_record(ctx)) and record not in records:
+            records.append(record)
+        with formatter.section("Options"):
+            formatter.write_dl(records)
+        with formatter.section("Global options, before or after the command"):
+            formatter.write_text(" ".join(option.opts[-1] for option in self.common))
+
+
+def command(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], BalloonCommand]:
+    """`click.command` for a `BalloonCommand`; its one-line help stands in main's table."""
+    return click.command(name, cls=BalloonCommand, **attributes)

@@ -1,0 +1,229 @@
+"""start, ps, stop: machines in the background, or the session's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from balloonctl.command import command
+from balloonctl.connection import PRIVATE_MACHINE, PrivateConnection
+from balloonctl.context import DEFAULT_MACHINE, App, pass_app
+from balloonctl.render.units import size as human
+from balloonctl.sizes import Size, SizeType
+from balloonvq.errors import InvalidArgument
+
+__all__ = ["default_fields", "ps", "start", "stop"]
+
+_DESIGNS = ("modern", "coarse")
+_MAX_QUEUE = 32768
+
+
+def _queue_size(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    """A split ring has a power of two descriptors."""
+    del ctx, param
+    if not 1 <= value <= _MAX_QUEUE or value & (value - 1):
+        below = 1 << (max(1, min(value, _MAX_QUEUE)).bit_length() - 1)
+        near = sorted({below, min(below * 2, _MAX_QUEUE)})
+        raise InvalidArgument(
+            f"a queue cannot have {value} descriptors",
+            why=f"a split ring's size is a power of two from 1 to {_MAX_QUEUE}",
+            hint="--queue-size " + " or ".join(map(str, near)),
+        )
+    return value
+
+
+def _complete_design(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The designs that come with balloonvq."""
+    del ctx, param
+    return [name for name in _DESIGNS if name.startswith(incomplete)]
+
+
+def machine_fields(*, ram: Size, touch: Size, used: Size, **same: Any) -> dict[str, Any]:
+    """The options of `start` as the fields of MachineConfig."""
+    ram_bytes = ram.resolve(0)
+    for name, share in (("touch", touch), ("used", used)):
+        if share.resolve(ram_bytes) > ram_bytes:
+            raise InvalidArgument(
+                f"--{name} {share} is more than the guest has",
+                why=f"the guest has {human(ram_bytes)}",
+                hint=f"--{name} 100%",
+            )
+    return {
+        "ram_bytes": ram_bytes,
+        "touch_bytes": touch.resolve(ram_bytes),
+        "used_bytes": used.resolve(ram_bytes),
+        **same,
+    }
+
+
+def default_fields() -> dict[str, Any]:
+    """What `start` without arguments would make, with configuration and environment."""
+    root = click.get_current_context().find_root()
+    ctx = start.make_context("start", [], parent=root)
+    options = {name: value for name, value in ctx.params.items() if name != "name"}
+    if options["clock"] is None:
+        del options["clock"]
+    return machine_fields(**options)
+
+
+@command("start")
+@click.argument("name", required=False)
+@click.option(
+    "--ram", type=SizeType(percent=False), default="1G", show_default=True, help="Memory of the guest."
+)
+@click.option(
+    "--touch",
+    type=SizeType(zero=True),
+    default="100%",
+    show_default=True,
+    help="Memory that the guest has written to before anything begins, so that the host has to back it.",
+)
+@click.option(
+    "--used",
+    type=SizeType(zero=True),
+    default="5%",
+    show_default=True,
+    help="Memory that guest tasks own and check; the rest is free.",
+)
+@click.option(
+    "--fragmented", is_flag=True, help="Hand out pages in a shuffled order, as a long-lived guest does."
+)
+@click.option(
+    "--design",
+    default="modern",
+    show_default=True,
+    metavar="DESIGN",
+    shell_complete=_complete_design,
+    help="Locking design of the driver: modern, coarse.",
+)
+@click.option(
+    "--deflate-on-oom/--no-deflate-on-oom",
+    default=True,
+    show_default=True,
+    help="Offer VIRTIO_BALLOON_F_DEFLATE_ON_OOM.",
+)
+@click.option(
+    "--must-tell-host/--no-must-tell-host",
+    default=True,
+    show_default=True,
+    help="Offer VIRTIO_BALLOON_F_MUST_TELL_HOST.",
+)
+@click.option("--event-idx/--no-event-idx", default=True, show_default=True, help="Offer VIRTIO_F_EVENT_IDX.")
+@click.option(
+    "--indirect/--no-indirect", default=True, show_default=True, help="Offer VIRTIO_F_INDIRECT_DESC."
+)
+@click.option(
+    "--queue-size",
+    type=int,
+    default=128,
+    show_default=True,
+    callback=_queue_size,
+    help="Descriptors of each queue.",
+)
+@click.option(
+    "--discard",
+    type=click.Choice(["punch", "dontneed", "none"]),
+    default="punch",
+    show_default=True,
+    help="How the device gives memory back to the host.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is random.")
+@click.option(
+    "--stats-interval",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Ask the guest for statistics this often; 0 asks only when you do.",
+)
+@click.option(
+    "--pin/--no-pin",
+    default=True,
+    show_default=True,
+    help="Let guest tasks and the device share one processor.",
+)
+@click.option(
+    "--clock",
+    type=click.Choice(["real", "virtual"]),
+    help="Clock of the guest's timers.  [default: virtual in scripts, else real]",
+)
+@pass_app
+def start(app: App, /, name: str | None, **options: Any) -> int:
+    """Start a machine in the background: an emulated guest with a balloon.
+
+    It goes on until `stop`. In a shell or a script this makes the session's own machine.
+    """
+    from balloonctl.progress import touching
+
+    if options["clock"] is None:
+        del options["clock"]
+    fields = machine_fields(**options)
+    connection = app.connection
+    if isinstance(connection, PrivateConnection):
+        with touching(app) as on_progress:
+            connection.start(fields | {"name": name or PRIVATE_MACHINE}, on_progress)
+        document = {"schema": "balloonctl/start/1", "machine": name or PRIVATE_MACHINE, "private": True}
+    else:
+        from balloonctl import background
+
+        name = name or app.settings.machine or DEFAULT_MACHINE
+        with touching(app) as on_progress:
+            background.start(fields | {"name": name}, on_progress)
+        document = {"schema": "balloonctl/start/1", "machine": name, "private": False}
+    from balloonctl.render.machines import render_start
+
+    document |= {
+        "design": fields["design"],
+        "ram_bytes": fields["ram_bytes"],
+        "touch_bytes": fields["touch_bytes"],
+    }
+    app.emit(document, render_start)
+    return 0
+
+
+@command("ps")
+@pass_app
+def ps(app: App, /) -> int:
+    """List the machines that run, with what they are doing."""
+    from balloonctl import background
+    from balloonctl.render.machines import render_ps
+
+    rows = [dict(row) for row in background.list_machines()]
+    connection = app.connection
+    if isinstance(connection, PrivateConnection) and connection.running:
+        from balloonctl.peer import status_of
+
+        status = status_of(app.client())
+        rows.insert(0, {"name": status["machine"], "private": True, **status})
+    app.emit({"schema": "balloonctl/ps/1", "machines": rows}, render_ps)
+    return 0
+
+
+@command("stop")
+@click.argument("name", required=False)
+@click.option("--all", "everything", is_flag=True, help="End every background machine.")
+@pass_app
+def stop(app: App, /, name: str | None, everything: bool) -> int:
+    """End a background machine; in a shell or a script, end the session's own.
+
+    Its memory goes back to the host. Without NAME: the default machine.
+    """
+    from balloonctl.render.machines import render_stop
+
+    if name and everything:
+        raise click.UsageError("give NAME or --all, not both")
+    connection = app.connection
+    if isinstance(connection, PrivateConnection) and not everything and name in {None, PRIVATE_MACHINE}:
+        stopped = [PRIVATE_MACHINE] if connection.stop() else []
+    else:
+        from balloonctl import background
+
+        if everything:
+            stopped = [str(row["name"]) for row in background.list_machines()]
+        else:
+            stopped = [name or app.settings.machine or DEFAULT_MACHINE]
+        for machine in stopped:
+            background.stop(machine)
+    app.emit({"schema": "balloonctl/stop/1", "stopped": stopped}, render_stop)
+    return 0

@@ -1,0 +1,83 @@
+"""oom: a guest task that allocates until memory is out, and what became of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from balloonctl.command import command
+from balloonctl.context import App, pass_app
+from balloonctl.failures import Interrupted
+from balloonctl.peer import ask, status_of
+from balloonctl.render.units import count
+from balloonctl.render.units import size as human
+from balloonctl.sizes import PAGE, Size, SizeType
+from balloonvq.errors import Deadlock, InvalidArgument, LostData
+
+__all__ = ["oom"]
+
+
+@command("oom")
+@click.argument("size", type=SizeType(), required=False)
+@click.option(
+    "--while-filling",
+    is_flag=True,
+    help="Let it happen while the balloon is being filled: the 2017 deadlock's moment.",
+)
+@click.option("--no-fs", is_flag=True, help="Allocate without __GFP_FS: no filesystem reclaim, no OOM kill.")
+@pass_app
+def oom(app: App, /, size: Size | None, while_filling: bool, no_fs: bool) -> int:
+    """Let a guest task allocate until memory is out.
+
+    With DEFLATE_ON_OOM the balloon gives pages up (relieved); without, or when it is empty, the OOM killer
+    ends a task (killed). Without SIZE it wants all of the guest's memory that is not in use.
+
+    Exit code 3 if nobody will ever go on: the report shows who holds what and waits for what.
+    """
+    from balloonctl.render.oom import render_oom
+
+    client = app.client()
+    arguments: dict[str, Any] = {"gfp-fs": not no_fs, "while-filling": while_filling}
+    if size is not None:
+        ram = status_of(client).get("ram_bytes", 0)
+        amount = size.resolve(ram)
+        if ram and amount > ram:
+            raise InvalidArgument(
+                f"{size} is more than the guest has", why=f"the guest has {human(ram)} of memory"
+            )
+        if size.is_rounded(ram):
+            app.note(f"{size} of {human(ram)} is rounded down to {amount // PAGE} pages")
+        arguments["size"] = amount
+    try:
+        report = ask(client, "x-oom", arguments)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted",
+            why="the guest's task goes on allocating",
+            hint="balloonctl status shows how far it is",
+        ) from None
+    app.emit(report, render_oom)
+    verdict(report)
+    return 0
+
+
+def verdict(report: dict[str, Any]) -> None:
+    """Raises what the report says about broken rules."""
+    if report["outcome"] == "deadlocked":
+        circle = report.get("deadlock") or {}
+        names = [task["task"] for task in circle.get("tasks", ())]
+        raise Deadlock(
+            "the guest is deadlocked",
+            report=circle,
+            why=f"{len(names)} tasks wait for each other in a circle: {' -> '.join([*names, *names[:1]])}"
+            if names
+            else "its tasks wait for each other in a circle",
+            hint="balloonctl stop ends the machine; --design modern allocates before it takes the lock",
+        )
+    if report.get("lost_pages"):
+        raise LostData(
+            f"{count(report['lost_pages'])} pages of the task lost what it had written",
+            why="the host discarded them while they were the task's",
+            hint="balloonctl status counts them as lost_pages",
+        )

@@ -1,0 +1,68 @@
+"""What a command says on stdout: a document, in one of four formats.
+
+A command hands over a document, plain JSON values with a schema name, and a
+function that draws it. The format decides which of the two is used; nothing
+is shown to people that programs cannot get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["Document", "Format", "as_json", "as_plain"]
+
+#: JSON values with a "schema".
+Document = Mapping[str, Any]
+
+
+class Format(StrEnum):
+    """The values of --output."""
+
+    TABLE = "table"
+    """For people. Free to change."""
+    JSON = "json"
+    """One indented document. Does not change within a schema version."""
+    JSONL = "jsonl"
+    """The same on one line."""
+    PLAIN = "plain"
+    """A line a value: its path, a tab, the value. For grep, cut and awk."""
+
+    @property
+    def is_json(self) -> bool:
+        """Whether errors and notices are to be JSON as well."""
+        return self in {Format.JSON, Format.JSONL}
+
+
+def as_json(document: Document, *, indent: bool) -> str:
+    """A document as JSON; one line unless indented."""
+    import json
+
+    return json.dumps(document, indent=2 if indent else None, ensure_ascii=False, allow_nan=False)
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every value below a path with its own path."""
+    match value:
+        case Mapping():
+            for key, item in value.items():
+                yield from _leaves(f"{path}.{key}" if path else str(key), item)
+        case list() | tuple():
+            for number, item in enumerate(value):
+                yield from _leaves(f"{path}.{number}", item)
+        case None:
+            yield path, ""
+        case bool():
+            yield path, "true" if value else "false"
+        case _:
+            text = str(value)
+            yield (
+                path,
+                text.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n").replace("\r", r"\r"),
+            )
+
+
+def as_plain(document: Document) -> str:
+    """A document as `path<TAB>value` lines."""
+    return "\n".join(f"{path}\t{value}" for path, value in _leaves("", document))

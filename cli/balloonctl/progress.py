@@ -1,0 +1,70 @@
+"""Progress on stderr, drawn only for a person who watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from balloonctl.context import Voice
+from balloonctl.sizes import PAGE
+
+__all__ = ["moving", "touching"]
+
+
+def _ignore(*_: int) -> None:
+    """Where progress goes when nobody watches."""
+
+
+@contextmanager
+def touching(voice: Voice) -> Iterator[Callable[[int, int], None]]:
+    """A bar while a machine touches its memory; gives the function that moves it (done, all bytes)."""
+    if not voice.live:
+        yield _ignore
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("touching memory"),
+        BarColumn(bar_width=None),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=voice.stderr, transient=True, expand=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def moving(voice: Voice, verb: str, start_bytes: int, target_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar while the balloon moves: pages, rate, time left; gives the function told the balloon's size."""
+    total = abs(target_bytes - start_bytes)
+    if not voice.live or total == 0:
+        yield _ignore
+        return
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    from balloonctl.render.units import count, rate
+
+    class Pages(ProgressColumn):
+        """Pages done and to do."""
+
+        def render(self, task: Task) -> Text:
+            return Text(f"{count(task.completed // PAGE)} of {count((task.total or 0) // PAGE)} pages")
+
+    class Rate(ProgressColumn):
+        """Bytes a second."""
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else rate(task.speed), justify="right")
+
+    columns = (
+        TextColumn(verb),
+        BarColumn(bar_width=None),
+        Pages(),
+        Rate(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=voice.stderr, transient=True, expand=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda actual: progress.update(task, completed=min(total, abs(actual - start_bytes)))

@@ -1,0 +1,71 @@
+"""start, stop, ps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from balloonctl.render.units import duration, size
+
+__all__ = ["render_ps", "render_start", "render_stop", "state_text"]
+
+_STATES = {
+    "running": "green",
+    "paused": "yellow",
+    "stopping": "yellow",
+    "deadlocked": "bold red",
+    "broken": "bold red",
+    "bug": "bold red",
+    "dead": "red",
+}
+
+
+def state_text(state: str) -> Text:
+    """A machine's state; trouble carries a sign as well as a colour."""
+    return Text(f"✗ {state}" if "red" in _STATES.get(state, "") else state, _STATES.get(state, ""))
+
+
+def render_start(document: Mapping[str, Any]) -> Text:
+    """The machine that now runs."""
+    where = "in this session" if document["private"] else "in the background"
+    return Text(
+        f"started {document['machine']} {where}: {size(document['ram_bytes'])} of memory, "
+        f"{size(document['touch_bytes'])} touched, design {document['design']}"
+    )
+
+
+def render_stop(document: Mapping[str, Any]) -> Text:
+    """The machines that no longer run."""
+    return Text(
+        "stopped " + ", ".join(document["stopped"]) if document["stopped"] else "no machine was running"
+    )
+
+
+def render_ps(document: Mapping[str, Any]) -> RenderableType:
+    """A row a machine."""
+    machines = document["machines"]
+    if not machines:
+        return Text("no machine is running")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in ("name", "state", "pid", "design"):
+        table.add_column(name, overflow="fold")
+    for name in ("target", "actual", "memory", "up"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in machines:
+        pid = row.get("pid")
+        table.add_row(
+            row["name"],
+            state_text(row.get("state") or "-"),
+            "-" if pid is None else str(pid),
+            row.get("design") or "-",
+            size(row.get("target_bytes")),
+            size(row.get("actual_bytes")),
+            size(row.get("ram_bytes")),
+            duration(row.get("uptime_ns")),
+        )
+    return table

@@ -1,0 +1,49 @@
+"""What an OOM run did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from balloonctl.render.deadlock import render_deadlock
+from balloonctl.render.units import count, duration, pages, size
+
+__all__ = ["render_oom"]
+
+_OUTCOMES = {
+    "relieved": ("✓ relieved", "green", "the balloon gave up what the task still needed"),
+    "fitted": ("✓ fitted", "green", "memory did not run out"),
+    "killed": ("✗ killed", "yellow", "the OOM killer ended a task"),
+    "deadlocked": ("✗ deadlocked", "bold red", "nobody will ever go on"),
+}
+
+
+def render_oom(report: Mapping[str, Any]) -> RenderableType:
+    """The outcome, its figures, and the circle if there is one."""
+    word, style, meaning = _OUTCOMES.get(report["outcome"], (report["outcome"], "", ""))
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("outcome", Text.assemble((word, style), f": {meaning}"))
+    grid.add_row("allocated", f"{size(report['allocated_bytes'])} of {size(report['requested_bytes'])}")
+    grid.add_row("out of memory", f"{count(report['rounds'])} time{'' if report['rounds'] == 1 else 's'}")
+    grid.add_row(
+        "from the balloon", f"{pages(report['balloon_pages'])} ({size(report['balloon_pages'] * 4096)})"
+    )
+    waited = f"{duration(report['waited_ns'])}, {duration(report['longest_wait_ns'])} at the longest"
+    grid.add_row("waited", waited)
+    if report.get("killed"):
+        grid.add_row("killed task", str(report["killed"]))
+    how = [
+        "while the balloon was being filled" if report.get("while_filling") else "",
+        "" if report.get("gfp_fs", True) else "without __GFP_FS",
+    ]
+    if any(how):
+        grid.add_row("how", ", ".join(filter(None, how)))
+    if report.get("lost_pages"):
+        grid.add_row("lost content", Text(f"✗ {pages(report['lost_pages'])}", "bold red"))
+    if report.get("deadlock"):
+        return Group(grid, render_deadlock(report["deadlock"]))
+    return grid

@@ -1,0 +1,158 @@
+"""The status of a machine: a screen of it, or less where the peer tells less."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from balloonctl.render.machines import state_text
+from balloonctl.render.units import count, duration, pages, size
+
+__all__ = ["gauge", "render_status"]
+
+_REASONS = {
+    "guest-has-no-free-pages": "the guest has no free pages",
+    "driver-stalled": "the driver is stalled",
+    "deflated-by-oom": "the guest was out of memory and deflated it",
+    "target-changed": "the target was changed",
+    "deadlocked": "the guest is deadlocked",
+    "device-broken": "the device is broken",
+    "kernel-bug": "the guest kernel reached a BUG()",
+}
+
+_COUNTERS = (
+    ("moved", ("inflated_pages", "deflated_pages", "requests", "migrated_pages", "migrations_refused")),
+    ("notified", ("kicks", "kicks_suppressed", "interrupts", "interrupts_suppressed", "config_changes")),
+    ("out of memory", ("oom_events", "oom_kills", "oom_deflated_pages")),
+    ("given back", ("discards", "discard_ranges", "discard_failures", "stats_updates")),
+    (
+        "broken",
+        ("lost_pages", "page_violations", "pfns_duplicate", "pfns_out_of_range", "pfns_never_inflated"),
+    ),
+)
+
+
+def gauge(actual: int, target: int, ram: int, width: int) -> Text:
+    """A bar of the guest's memory: filled up to actual, a mark at target."""
+    filled = round(width * actual / ram) if ram else 0
+    mark = min(width - 1, round(width * target / ram)) if ram else 0
+    text = Text()
+    for cell in range(width):
+        if cell == mark:
+            text.append("┃", "bold magenta")
+        elif cell < filled:
+            text.append("█", "cyan")
+        else:
+            text.append("░", "dim")
+    return text
+
+
+def _balloon_text(status: Mapping[str, Any]) -> Text:
+    """settled, moving, or short and why."""
+    balloon = status.get("balloon") or {}
+    state = balloon.get("state", "-")
+    if state == "short":
+        reason = str(balloon.get("reason"))
+        return Text.assemble(("✗ short of its target", "yellow"), f": {_REASONS.get(reason, reason)}")
+    return Text(f"✓ {state}" if state == "settled" else state, "green" if state == "settled" else "cyan")
+
+
+def _overview(status: Mapping[str, Any]) -> Table:
+    """Where the balloon stands."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    head = state_text(status["state"])
+    details = [
+        f"design {status['design']}" if "design" in status else "",
+        f"pid {status['pid']}" if "pid" in status else "",
+        f"up {duration(status['uptime_ns'])}" if "uptime_ns" in status else "",
+    ]
+    head.append("".join(f", {detail}" for detail in details if detail), "none")
+    grid.add_row("machine", Text.assemble((str(status.get("machine", "?")), "bold"), "  ", head))
+    if status.get("trouble"):
+        grid.add_row("trouble", Text(f"✗ {status['trouble']}", "bold red"))
+    if "balloon" in status:
+        grid.add_row("balloon", _balloon_text(status))
+    for name in ("target", "actual"):
+        if f"{name}_bytes" in status:
+            value = status[f"{name}_bytes"]
+            grid.add_row(name, f"{size(value)}  ({pages(status.get(f'{name}_pages', value // 4096))})")
+    if {"ram_bytes", "actual_bytes"} <= status.keys():
+        actual = status["actual_bytes"]
+        bar = gauge(actual, status.get("target_bytes", actual), status["ram_bytes"], 40)
+        grid.add_row("", bar)
+    guest = f"{size(status.get('guest_usable_bytes'))} of {size(status.get('ram_bytes'))} left to it"
+    if "guest_free_bytes" in status:
+        guest += f": {size(status['guest_free_bytes'])} free, {size(status['guest_used_bytes'])} used"
+    grid.add_row("guest", guest)
+    if "returned_acknowledged_bytes" in status:
+        grid.add_row(
+            "host",
+            f"{size(status['returned_acknowledged_bytes'])} acknowledged, "
+            f"{size(status['returned_measured_bytes'])} measured as returned; "
+            f"guest memory occupies {size(status['memory_allocated_bytes'])}",
+        )
+    if "features" in status:
+        grid.add_row("features", " ".join(status["features"]) or "none")
+        grid.add_row("device", " ".join(status["device_status"]) + f"; discard by {status['discard']}")
+    return grid
+
+
+def _queues(status: Mapping[str, Any]) -> Table:
+    """A row a queue: how full, notified how often, how long a request takes."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("queue", no_wrap=True)
+    for name in ("size", "depth", "kicks", "not sent", "interrupts", "not sent", "p50", "p99", "max"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for queue in status["queues"]:
+        latency = queue.get("latency") or {}
+        seen = latency.get("count")
+        table.add_row(
+            queue["name"],
+            count(queue["size"]),
+            count(queue["depth"]),
+            count(queue["kicks"]),
+            count(queue["kicks_suppressed"]),
+            count(queue["interrupts"]),
+            count(queue["interrupts_suppressed"]),
+            *(duration(latency[name]) if seen else "-" for name in ("p50_ns", "p99_ns", "max_ns")),
+        )
+    return table
+
+
+def _counters(counters: Mapping[str, int]) -> Table:
+    """The counters in families; what must stay at zero and does not is marked."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    known = {name for _, names in _COUNTERS for name in names}
+    families = [*_COUNTERS, ("other", tuple(name for name in counters if name not in known))]
+    for family, names in families:
+        text = Text()
+        for name in names:
+            if name not in counters:
+                continue
+            bad = family == "broken" and counters[name]
+            text.append(", " if text else "")
+            text.append(f"{name.replace('_', ' ')} ")
+            text.append(
+                f"✗ {count(counters[name])}" if bad else count(counters[name]), "bold red" if bad else "bold"
+            )
+        if text:
+            grid.add_row(family, text)
+    return grid
+
+
+def render_status(status: Mapping[str, Any]) -> RenderableType:
+    """The whole status."""
+    parts: list[RenderableType] = [_overview(status)]
+    if status.get("queues"):
+        parts += ["", _queues(status)]
+    if status.get("counters"):
+        parts += ["", _counters(status["counters"])]
+    return Group(*parts)

@@ -1,0 +1,205 @@
+"""The prompt. The only module that imports prompt_toolkit at its top.
+
+A watcher thread has a conversation of its own with the machine: it feeds the
+counters in the toolbar and prints events above the prompt, also while nobody
+types. While a command runs it keeps quiet, since the command says what
+happens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from click.shell_completion import CompletionItem, ShellComplete
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, ThreadedCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import FormattedText
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.patch_stdout import patch_stdout
+
+from balloonctl.context import Voice, colour_wanted
+from balloonctl.failures import Leave
+from balloonctl.main import main
+from balloonctl.peer import status_of
+from balloonctl.render.units import count, size
+from balloonctl.session import Session
+from balloonctl.shell_history import history_file
+from balloonvq.errors import BalloonError
+
+__all__ = ["Shell", "ShellCompleter", "toolbar_text"]
+
+_REFRESH = 0.5
+
+
+def toolbar_text(status: dict[str, Any] | None) -> str:
+    """The counters below the prompt, each of a fixed width."""
+    if status is None:
+        return " no machine yet: the first command that needs one makes it "
+    parts = [
+        f" {status.get('machine', 'machine')} {status['state']}",
+        f"target {size(status.get('target_bytes')):>9}",
+        f"actual {size(status.get('actual_bytes')):>9}",
+        f"guest {size(status.get('guest_usable_bytes')):>9}",
+    ]
+    counters = status.get("counters")
+    if counters is not None:
+        parts += [
+            f"kicks {count(counters['kicks']):>7}+{count(counters['kicks_suppressed'])}",
+            f"oom {count(counters['oom_events']):>3}",
+        ]
+    return " │ ".join(parts)
+
+
+class ShellCompleter(Completer):
+    """Click's completion of commands, options and values, with their help, at our prompt."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        """What could stand before the cursor."""
+        text = document.text_before_cursor.rpartition(";")[2].lstrip()
+        words = text.split()
+        incomplete = words.pop() if words and not text[-1].isspace() else ""
+        complete = ShellComplete(main, {"obj": self._session}, "balloonctl", "_BALLOONCTL_COMPLETE")
+        try:
+            items = complete.get_completions(words, incomplete)
+        except Exception:  # noqa: BLE001 - a line that cannot be parsed yet has no completions
+            return
+        for item in items:
+            yield from self._offer(item, incomplete, complete_event)
+
+    def _offer(
+        self, item: CompletionItem[str], incomplete: str, event: CompleteEvent
+    ) -> Iterator[Completion]:
+        """One item; "file" stands for all paths."""
+        if item.type in {"file", "dir"}:
+            yield from self._paths.get_completions(Document(incomplete), event)
+        elif item.value and item.value.startswith(incomplete):
+            yield Completion(item.value, -len(incomplete), display_meta=item.help or "")
+
+
+class _Watcher(threading.Thread):
+    """Looks at the machine while the prompt waits."""
+
+    def __init__(self, session: Session, show: Any) -> None:
+        super().__init__(name="shell-watcher", daemon=True)
+        self.status: dict[str, Any] | None = None
+        self.quiet = False
+        self._session = session
+        self._show = show
+        self._ending = threading.Event()
+
+    def stop(self) -> None:
+        """Ends the thread; returns when it has ended."""
+        self._ending.set()
+        self.join(timeout=2)
+
+    def run(self) -> None:
+        """Conversations with whatever machine there is, one after the other."""
+        while not self._ending.is_set():
+            client = self._session.connection.second()
+            if client is None:
+                self.status = None
+                self._ending.wait(_REFRESH)
+                continue
+            with suppress(BalloonError, OSError):
+                self._talk(client)
+            self.status = None
+            with suppress(BalloonError, OSError):
+                client.close()
+            self._ending.wait(_REFRESH)
+
+    def _talk(self, client: Any) -> None:
+        """One conversation, until the machine ends or is another one."""
+        current = getattr(self._session.connection, "machine", None)
+        while not self._ending.is_set() and getattr(self._session.connection, "machine", None) is current:
+            self.status = status_of(client)
+            latest: dict[str, Any] = {}
+            for name, data in client.events(_REFRESH):
+                latest[name] = data
+                if len(latest) > 1 or name != "BALLOON_CHANGE":
+                    break
+                if self.quiet or self._ending.is_set():
+                    break
+            if not self.quiet:
+                for name, data in latest.items():
+                    self._show(name, data, self.status)
+
+
+class Shell:
+    """The prompt of a session."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.voice = Voice(session.settings)
+        self._watcher = _Watcher(session, self._announce)
+
+    def _announce(self, name: str, data: dict[str, Any], status: dict[str, Any] | None) -> None:
+        """An event above the prompt."""
+        if name == "BALLOON_CHANGE":
+            left = int(data["actual"])
+            ram = (status or {}).get("ram_bytes")
+            balloon = f"balloon {size(ram - left)}, " if ram is not None else ""
+            text = f"{balloon}{size(left)} left to the guest"
+        else:
+            text = ", ".join(
+                f"{key} {value}" for key, value in data.items() if not isinstance(value, dict | list)
+            )
+        self.voice.note(text or "announced", level=name)
+
+    def _history(self) -> History:
+        """What was typed before; kept in memory only where the state directory cannot be written."""
+        path = history_file()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+        except OSError:
+            return InMemoryHistory()
+        return FileHistory(str(path))
+
+    def _prompt(self) -> FormattedText:
+        return FormattedText([("bold", "balloonctl"), ("", "> ")])
+
+    def run(self) -> int:
+        """Reads and runs lines until Ctrl-D or `exit`."""
+        import sys
+
+        prompt: PromptSession[str] = PromptSession(
+            history=self._history(),
+            completer=ThreadedCompleter(ShellCompleter(self.session)),
+            complete_while_typing=False,
+            bottom_toolbar=lambda: toolbar_text(self._watcher.status),
+            refresh_interval=_REFRESH,
+            enable_open_in_editor=False,
+        )
+        coloured = colour_wanted(self.session.settings.color, sys.stdout)
+        if not coloured:
+            from prompt_toolkit.output import ColorDepth
+
+            prompt.color_depth = ColorDepth.DEPTH_1_BIT
+        self.voice.note("help lists the commands, TAB completes, Ctrl-D leaves")
+        self._watcher.start()
+        try:
+            while True:
+                try:
+                    with patch_stdout(raw=True):
+                        line = prompt.prompt(self._prompt)
+                except KeyboardInterrupt:
+                    continue
+                except EOFError:
+                    return 0
+                self._watcher.quiet = True
+                try:
+                    self.session.dispatch(line)
+                except Leave:
+                    return 0
+                finally:
+                    self._watcher.quiet = False
+        finally:
+            self._watcher.stop()
