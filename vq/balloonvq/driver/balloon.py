@@ -9,59 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from balloonvq.ffi import ffi
 from balloonvq.guest.kernel import Kernel
-from balloonvq.guest.pages import BATCH_MAX, Batch, Place
+from balloonvq.guest.pages import BATCH_MAX, Batch, PfnArray, Place
 from balloonvq.queue import DriverQueue
 from balloonvq.runtime import Runtime
 
-__all__ = ["OUT_OF_PUFF_NS", "PFNS_MAX", "Balloon", "PfnArray"]
+__all__ = ["OUT_OF_PUFF_NS", "PFNS_MAX", "Balloon"]
 
 #: Most PFNs in a request: VIRTIO_BALLOON_ARRAY_PFNS_MAX.
 PFNS_MAX = BATCH_MAX
 
 #: How long fill sleeps when it can get no page: msleep(200).
 OUT_OF_PUFF_NS = 200_000_000
-
-#: Bytes of a PFN in a request (le32; T-11).
-PFN_BYTES = 4
-
-
-class PfnArray:
-    """An array of le32 PFNs in guest memory, which the device reads when it gets to it.
-
-    A descriptor *points at* the array: changing it between `Balloon.tell_host`'s
-    add and its acknowledgement changes what the device sees.
-
-    Attributes:
-        name: for traces.
-        address: guest-physical.
-    """
-
-    __slots__ = ("_count", "_host", "address", "name")
-
-    def __init__(self, kernel: Kernel, name: str) -> None:
-        self.name = name
-        self.address = kernel.boot_alloc(PFNS_MAX * PFN_BYTES, align=64)
-        self._host = kernel.memory.at(self.address, PFNS_MAX * PFN_BYTES)
-        self._count = 0
-
-    def clear(self) -> None:
-        """Empties the array; guest memory keeps its content."""
-        self._count = 0
-
-    def append(self, pages: Batch) -> None:
-        """Adds the batch's PFNs; the host of an emulated guest is little-endian like its ring."""
-        ffi.memmove(self._host + self._count * PFN_BYTES, pages.pfns, pages.count * PFN_BYTES)
-        self._count += pages.count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def size_bytes(self) -> int:
-        """Length of a buffer that holds exactly these PFNs."""
-        return self._count * PFN_BYTES
 
 
 class Balloon:
@@ -100,7 +59,7 @@ class Balloon:
 
     def pfn_array(self, name: str) -> PfnArray:
         """A new array in guest memory, for a design's constructor (allocated at probe)."""
-        return PfnArray(self.kernel, name)
+        return self.kernel.pfn_array(name)
 
     # -- steps ---------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from balloonvq.errors import InvalidArgument
-from balloonvq.guest.pages import Batch, PageAllocator, Place
+from balloonvq.guest.pages import PFN_ARRAY_BYTES, Batch, PageAllocator, PfnArray, Place
 from balloonvq.guest.tasks import UserTask
 from balloonvq.memory import PAGE_SIZE, GuestMemory
 from balloonvq.runtime import Runtime
@@ -97,6 +97,10 @@ class Kernel:
             )
         self._boot_next = address + size_bytes
         return address
+
+    def pfn_array(self, name: str) -> PfnArray:
+        """A new array for the driver's requests, in kernel memory."""
+        return PfnArray(self.memory, self.boot_alloc(PFN_ARRAY_BYTES, align=64), name)
 
     def next_task_id(self) -> int:
         """A number no other task of this guest has; part of the pattern in its pages."""

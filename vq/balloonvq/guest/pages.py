@@ -14,11 +14,16 @@ from enum import IntEnum
 
 from balloonvq.errors import InvalidArgument, KernelBug
 from balloonvq.ffi import CData, check, ffi, lib
+from balloonvq.memory import GuestMemory
 
-__all__ = ["BATCH_MAX", "Batch", "PageAllocator", "PageCounts", "Place"]
+__all__ = ["BATCH_MAX", "PFN_ARRAY_BYTES", "Batch", "PageAllocator", "PageCounts", "PfnArray", "Place"]
 
 #: Most pages in a batch: VIRTIO_BALLOON_ARRAY_PFNS_MAX.
 BATCH_MAX = 256
+
+#: Bytes of a PFN in a request (le32; T-11), and of a full array.
+PFN_BYTES = 4
+PFN_ARRAY_BYTES = BATCH_MAX * PFN_BYTES
 
 
 class Place(IntEnum):
@@ -64,6 +69,43 @@ class Batch:
 
     def __repr__(self) -> str:
         return f"Batch({', '.join(map(str, list(self)[:4]))}{', …' if self.count > 4 else ''} n={self.count})"
+
+
+class PfnArray:
+    """An array of le32 PFNs in guest memory, which the device reads when it gets to it.
+
+    A descriptor *points at* the array: changing it between `Balloon.tell_host`'s
+    add and its acknowledgement changes what the device sees.
+
+    Attributes:
+        name: for traces.
+        address: guest-physical.
+    """
+
+    __slots__ = ("_count", "_host", "address", "name")
+
+    def __init__(self, memory: GuestMemory, address: int, name: str) -> None:
+        self.name = name
+        self.address = address
+        self._host = memory.at(address, PFN_ARRAY_BYTES)
+        self._count = 0
+
+    def clear(self) -> None:
+        """Empties the array; guest memory keeps its content."""
+        self._count = 0
+
+    def append(self, pages: Batch) -> None:
+        """Adds the batch's PFNs; the host of an emulated guest is little-endian like its ring."""
+        ffi.memmove(self._host + self._count * PFN_BYTES, pages.pfns, pages.count * PFN_BYTES)
+        self._count += pages.count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of a buffer that holds exactly these PFNs."""
+        return self._count * PFN_BYTES
 
 
 @dataclass(frozen=True, slots=True)
