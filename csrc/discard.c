@@ -408,6 +408,29 @@ int64_t discard_pages(struct discard *d, uint32_t *pfns, size_t n)
 	return first_error ? first_error : ranges;
 }
 
+int discard_range(struct discard *d, uint64_t addr, uint64_t len)
+{
+	const struct gm_region *region = gm_find(d->mem, addr);
+	struct piece piece;
+	int rc;
+
+	if (len == 0 || (addr | len) % GM_PAGE_SIZE != 0)
+		return -EINVAL;
+	if (!region || !gm_at(d->mem, addr, len))
+		return -EFAULT;
+	piece.region = region;
+	piece.first = region->fd_offset + (addr - region->guest_addr);
+	piece.end = piece.first + len;
+	rc = drop(d, &piece);
+	if (rc < 0) {
+		add(&d->count.failed, 1);
+		return rc;
+	}
+	add(&d->count.ranges, 1);
+	add(&d->count.pages, len >> GM_PAGE_SHIFT);
+	return 0;
+}
+
 /* ---- counters and faults ------------------------------------------------ */
 
 void discard_counters_get(const struct discard *d, struct discard_counters *out)

@@ -47,6 +47,12 @@ void discard_destroy(struct discard *d);
  */
 int64_t discard_pages(struct discard *d, uint32_t *pfns, size_t n);
 
+/*
+ * Gives [addr, addr + len) back with one system call: the limit that a benchmark holds the rest
+ * against. Whole pages inside one region. 0, -EINVAL, -EFAULT, -errno.
+ */
+int discard_range(struct discard *d, uint64_t addr, uint64_t len);
+
 void discard_counters_get(const struct discard *d, struct discard_counters *out);
 
 /* Makes the next n ranges fail with -EIO without a system call (fault injection); replaces an

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from pathlib import Path
 
 import psutil
 
-__all__ = ["available_bytes", "shared_cpu"]
+__all__ = ["available_bytes", "facts", "shared_cpu"]
 
 
 def available_bytes() -> int:
@@ -42,3 +43,24 @@ def shared_cpu() -> int | None:
     """
     allowed = sorted(os.sched_getaffinity(0))
     return allowed[os.getpid() % len(allowed)] if len(allowed) > 1 else None
+
+
+def facts() -> dict[str, str]:
+    """What a figure should be read with: processor, cores, kernel, Python, huge page setting."""
+    cpu = "unknown"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    huge = "unknown"
+    with contextlib.suppress(OSError):
+        huge = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").read_text().strip()
+    return {
+        "processor": cpu,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "shmem_huge_pages": huge,
+        "load_average": f"{os.getloadavg()[0]:.2f}",
+    }

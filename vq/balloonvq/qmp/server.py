@@ -135,6 +135,7 @@ class QMPServer:
         self._lock = threading.Lock()
         self._clients: dict[int, _Client] = {}
         self._draining = False
+        self._said_goodbye = False
         self._closing_until: float | None = None
         self._listener = _listen(self.path)
         status = self.path.stat()
@@ -168,6 +169,7 @@ class QMPServer:
         """Send an event to every client that has negotiated. Never waits for one of them."""
         message = encode(Event.now(name, data))
         with self._lock:
+            self._said_goodbye = self._said_goodbye or name == "SHUTDOWN"
             clients = list(self._clients.values())
         for client in clients:
             with client.changed:
@@ -211,7 +213,9 @@ class QMPServer:
             return
         self._draining = True
         self._unsubscribe()
-        self.broadcast("SHUTDOWN", {"guest": False, "reason": reason})
+        # A machine that was stopped first has said it already.
+        if not self._said_goodbye:
+            self.broadcast("SHUTDOWN", {"guest": False, "reason": reason})
         self._closing_until = time.monotonic() + flush
         self._wake_up()
         self._io_thread.join()
