@@ -77,7 +77,7 @@ COMMANDS: dict[str, Entry] = {
     "echo": Entry(_SESSION, "scripting", "Print words.", session_only=True),
     "help": Entry(_SESSION, "scripting", "Explain the commands, or one.", "help_command", session_only=True),
     "exit": Entry(_SESSION, "scripting", "Leave the session.", "exit_command", session_only=True),
-    # "bench": Entry(_TOOL, "bench", "Measure."),
+    "bench": Entry(_TOOL, "bench", "Measure, as ratios to what cannot be cheaper."),
     "info": Entry(_TOOL, "info", "Show versions, paths, and where each setting comes from."),
     "completion": Entry(_TOOL, "completion", "Print the completion script of a shell."),
 }

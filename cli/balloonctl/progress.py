@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from balloonctl.context import Voice
 from balloonctl.sizes import PAGE
 
-__all__ = ["moving", "touching"]
+__all__ = ["moving", "rounds", "touching"]
 
 
 def _ignore(*_: int) -> None:
@@ -68,3 +68,17 @@ def moving(voice: Voice, verb: str, start_bytes: int, target_bytes: int) -> Iter
     with Progress(*columns, console=voice.stderr, transient=True, expand=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda actual: progress.update(task, completed=min(total, abs(actual - start_bytes)))
+
+
+@contextmanager
+def rounds(voice: Voice, verb: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the rounds of a benchmark; gives the function that moves it (done, all)."""
+    if not voice.live:
+        yield _ignore
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=voice.stderr, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
