@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +57,8 @@ class Configuration:
             )
         for key in values:
             if key not in names:
+                from difflib import get_close_matches
+
                 close = get_close_matches(key, names, 1)
                 raise InvalidArgument(
                     f"{self.files[(*prefix, key)]}: unknown option {'.'.join((*prefix, key))}",

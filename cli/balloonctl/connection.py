@@ -122,7 +122,7 @@ class BackgroundConnection(_Opened):
             f"no machine runs: starting {self.name} ({size(fields['ram_bytes'])}, design {fields['design']})"
         )
         with suppress(MachineExists), touching(app) as on_progress:  # somebody else may have been faster
-            background.start(fields | {"name": self.name}, on_progress)
+            background.start(self.name, fields, on_progress)
 
 
 class PrivateConnection:
@@ -133,6 +133,11 @@ class PrivateConnection:
         self._on_start = on_start
         self._machine: Machine | None = None
         self._client: Client | None = None
+
+    @property
+    def machine(self) -> Machine | None:
+        """The machine of the moment."""
+        return self._machine
 
     @property
     def running(self) -> bool:

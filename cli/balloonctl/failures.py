@@ -172,6 +172,8 @@ def report(error: BaseException, voice: Voice, extra: Mapping[str, Any] | None =
     failure = describe(error)
     if failure.exit_code == _BROKEN_PIPE:
         silence_stdout()
+    if failure.exit_code == _INTERRUPTED and sys.stderr.isatty():
+        click.echo(err=True)  # the terminal has just echoed ^C
     if not failure.silent:
         if extra:
             failure = replace(failure, extra=dict(extra))

@@ -28,6 +28,9 @@ __all__ = ["COMMANDS", "Entry", "execute", "main", "run"]
 
 PROGRAM = "balloonctl"
 
+#: With it a shell asks what could stand at the cursor.
+COMPLETE_VARIABLE = "_BALLOONCTL_COMPLETE"
+
 #: Where a context notes whether it is a line of a session.
 _IN_SESSION = "balloonctl.session"
 
@@ -144,12 +147,24 @@ class BalloonGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Runs a command line; in standalone mode every ending has our exit code."""
+        """Runs a command line; in standalone mode every ending has our exit code.
+
+        Click's own handling of exceptions is left out: it knows other exit codes, and takes EPIPE for itself.
+        """
         del prog_name
         argv = list(sys.argv[1:] if args is None else args)
 
         def call() -> Any:
-            return super(BalloonGroup, self).main(argv, PROGRAM, complete_var, standalone_mode=False, **extra)
+            instruction = os.environ.get(complete_var or COMPLETE_VARIABLE)
+            if instruction and standalone_mode:
+                from click.shell_completion import shell_complete
+
+                return shell_complete(self, extra, PROGRAM, COMPLETE_VARIABLE, instruction)
+            try:
+                with self.make_context(PROGRAM, list(argv), **extra) as ctx:
+                    return self.invoke(ctx)
+            except click.exceptions.Exit as ending:
+                return ending.exit_code
 
         if not standalone_mode:
             return call()

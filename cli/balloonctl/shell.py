@@ -39,18 +39,15 @@ def toolbar_text(status: dict[str, Any] | None) -> str:
     """The counters below the prompt, each of a fixed width."""
     if status is None:
         return " no machine yet: the first command that needs one makes it "
+    balloon = f"{size(status.get('actual_bytes')):>9} of {size(status.get('target_bytes')):>9}"
     parts = [
         f" {status.get('machine', 'machine')} {status['state']}",
-        f"target {size(status.get('target_bytes')):>9}",
-        f"actual {size(status.get('actual_bytes')):>9}",
+        f"balloon {balloon}",
         f"guest {size(status.get('guest_usable_bytes')):>9}",
     ]
     counters = status.get("counters")
     if counters is not None:
-        parts += [
-            f"kicks {count(counters['kicks']):>7}+{count(counters['kicks_suppressed'])}",
-            f"oom {count(counters['oom_events']):>3}",
-        ]
+        parts += [f"oom {count(counters['oom_events']):>3}", f"kicks {count(counters['kicks']):>7}"]
     return " │ ".join(parts)
 
 

@@ -28,7 +28,7 @@ PAGE = 4096
 REQUEST_PAGES = 256
 
 _EXAMPLES = "write a size as 64M, 64MiB, 64MB, 67108864, 16384p (pages) or 25% (of the guest's memory)"
-_NUMBER_UNIT = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>[A-Za-z%]*)")
+_NUMBER_UNIT = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?P<unit>[A-Za-z%]*)")
 _MAX_DIGITS = 40
 
 
@@ -173,7 +173,7 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """A typed text as seconds; more than none, less than a year."""
-        found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)", str(value).strip())
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]*)", str(value).strip())
         if found is None or found[2] not in self._units:
             raise InvalidArgument(
                 f"{value} is not a time", why=origin(ctx, param), hint="write a time as 500ms, 1s, 2m or 1h"

@@ -46,12 +46,11 @@ def _settings(ctx: click.Context, configuration: Configuration) -> list[dict[str
         if entry.session_only:
             continue
         found = root.command.get_command(root, name)  # type: ignore[attr-defined]
-        assert isinstance(found, BalloonCommand)
-        own = [
-            param for param in found.params if isinstance(param, click.Option) and param not in found.common
-        ]
+        common = found.common if isinstance(found, BalloonCommand) else []
+        own = [param for param in found.params if isinstance(param, click.Option) and param not in common]
         table = configuration.values.get(name, {})
-        configuration.check(name, [str(param.name) for param in own])
+        if isinstance(found, BalloonCommand):
+            configuration.check(name, [str(param.name) for param in own])
         for param in own:
             variable = f"BALLOONCTL_{name}_{param.name}".upper()
             if os.environ.get(variable):

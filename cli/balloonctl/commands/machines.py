@@ -169,7 +169,7 @@ def start(app: App, /, name: str | None, **options: Any) -> int:
 
         name = name or app.settings.machine or DEFAULT_MACHINE
         with touching(app) as on_progress:
-            background.start(fields | {"name": name}, on_progress)
+            background.start(name, fields, on_progress)
         document = {"schema": "balloonctl/start/1", "machine": name, "private": False}
     from balloonctl.render.machines import render_start
 
@@ -182,6 +182,40 @@ def start(app: App, /, name: str | None, **options: Any) -> int:
     return 0
 
 
+#: Seconds that `ps` gives a machine to answer.
+_PATIENCE = 1.0
+
+#: Members of a status that a row of `ps` has.
+_SHOWN = (
+    "state",
+    "pid",
+    "design",
+    "ram_bytes",
+    "target_bytes",
+    "actual_bytes",
+    "guest_usable_bytes",
+    "uptime_ns",
+)
+
+
+def _row(entry: dict[str, Any]) -> dict[str, Any]:
+    """A machine's entry, with where its balloon stands if it answers in time."""
+    from balloonctl import background
+    from balloonvq.errors import BalloonError
+
+    if entry["state"] != "alive":
+        return entry
+    try:
+        client = background.connect(entry["name"], timeout=_PATIENCE)
+        try:
+            status = client.execute("x-status", timeout=_PATIENCE)
+        finally:
+            client.close()
+    except BalloonError as error:
+        return entry | {"state": "silent", "trouble": error.what}
+    return entry | {name: status[name] for name in _SHOWN}
+
+
 @command("ps")
 @pass_app
 def ps(app: App, /) -> int:
@@ -189,13 +223,13 @@ def ps(app: App, /) -> int:
     from balloonctl import background
     from balloonctl.render.machines import render_ps
 
-    rows = [dict(row) for row in background.list_machines()]
+    rows = [_row(dict(entry)) for entry in background.list_machines()]
     connection = app.connection
     if isinstance(connection, PrivateConnection) and connection.running:
         from balloonctl.peer import status_of
 
         status = status_of(app.client())
-        rows.insert(0, {"name": status["machine"], "private": True, **status})
+        rows.insert(0, {"name": status["machine"], "private": True} | {name: status[name] for name in _SHOWN})
     app.emit({"schema": "balloonctl/ps/1", "machines": rows}, render_ps)
     return 0
 
@@ -220,7 +254,7 @@ def stop(app: App, /, name: str | None, everything: bool) -> int:
         from balloonctl import background
 
         if everything:
-            stopped = [str(row["name"]) for row in background.list_machines()]
+            stopped = [entry["name"] for entry in background.list_machines() if entry["state"] != "dead"]
         else:
             stopped = [name or app.settings.machine or DEFAULT_MACHINE]
         for machine in stopped:

@@ -38,7 +38,9 @@ class View:
     def press(self, key: str) -> bool:
         """Takes a key; True if it means anything."""
         match key:
-            case "q" | "Q" | "c-c" | "c-d" | "escape":
+            case "c-c":  # raw mode: the terminal sends no signal
+                raise KeyboardInterrupt
+            case "q" | "Q" | "c-d" | "escape":
                 self.done = True
             case "p" | " ":
                 self.paused = not self.paused

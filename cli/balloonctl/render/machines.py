@@ -22,6 +22,8 @@ _STATES = {
     "broken": "bold red",
     "bug": "bold red",
     "dead": "red",
+    "silent": "red",
+    "starting": "yellow",
 }
 
 

@@ -104,10 +104,10 @@ def _overview(status: Mapping[str, Any]) -> Table:
 
 
 def _queues(status: Mapping[str, Any]) -> Table:
-    """A row a queue: how full, notified how often, how long a request takes."""
+    """A row a queue: how full, notified and not (suppressed) how often, how long a request takes."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("queue", no_wrap=True)
-    for name in ("size", "depth", "kicks", "not sent", "interrupts", "not sent", "p50", "p99", "max"):
+    for name in ("size", "depth", "kicks", "supp.", "irqs", "supp.", "p50", "p99", "max"):
         table.add_column(name, justify="right", no_wrap=True)
     for queue in status["queues"]:
         latency = queue.get("latency") or {}

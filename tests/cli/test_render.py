@@ -1,0 +1,227 @@
+"""What each document looks like: fixed width, no colour, compared as text."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cli_fakes import CIRCLE, MIB, PAGE, FakeMachine
+from rich.console import Console, RenderableType
+
+from balloonctl.render.compact import render_check, render_compact
+from balloonctl.render.deadlock import render_deadlock
+from balloonctl.render.info import render_info
+from balloonctl.render.machines import render_ps, render_start, render_stop
+from balloonctl.render.oom import render_oom
+from balloonctl.render.resize import render_plan, render_resize
+from balloonctl.render.stats import render_stats
+from balloonctl.render.status import render_status
+from balloonctl.render.units import count, duration, size
+from balloonctl.render.watch import rates, render_watch, sparkline, watch_line
+from balloonvq.counters import Counters, to_document
+
+
+def draw(renderable: RenderableType, width: int = 80) -> str:
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        color_system=None,
+        _environ={},
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
+    console.print(renderable)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def busy() -> FakeMachine:
+    machine = FakeMachine(target_pages=512 * 256, actual_pages=384 * 256, reachable_pages=384 * 256)
+    machine.counters = Counters(
+        inflated_pages=98304,
+        requests=384,
+        kicks=300,
+        kicks_suppressed=84,
+        interrupts=290,
+        oom_events=2,
+        oom_kills=1,
+    )
+    return machine
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_status(width: int, snapshot: Any) -> None:
+    assert draw(render_status(to_document(busy().status())), width) == snapshot
+
+
+def test_status_in_trouble(snapshot: Any) -> None:
+    machine = busy()
+    machine.state, machine.trouble = "broken", "inflate queue: descriptor 7 points outside guest memory"
+    machine.counters = replace(machine.counters, lost_pages=3)
+    assert draw(render_status(to_document(machine.status()))) == snapshot
+
+
+def test_status_of_a_foreign_machine(snapshot: Any) -> None:
+    document = {
+        "schema": "balloonctl/status/1",
+        "state": "running",
+        "ram_bytes": 1 << 30,
+        "guest_usable_bytes": 1 << 29,
+        "actual_bytes": 1 << 29,
+        "actual_pages": 1 << 17,
+        "monotonic_ns": 1,
+    }
+    assert draw(render_status(document)) == snapshot
+    assert "512 MiB" in watch_line([document])
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_deadlock(width: int, snapshot: Any) -> None:
+    assert draw(render_deadlock(to_document(CIRCLE)), width) == snapshot
+
+
+def test_deadlock_of_five_is_three_a_row(snapshot: Any) -> None:
+    tasks = [
+        {**task, "task": f"T{number}"}
+        for number in range(5)
+        for task in to_document(CIRCLE)["tasks"][number % 2 : number % 2 + 1]
+    ]
+    text = draw(render_deadlock({"design": "split", "tasks": tasks, "detected_ns": 0}))
+    assert text == snapshot
+    assert "T0: " in text
+    assert "T4: " in text
+
+
+@pytest.mark.parametrize("outcome", ["relieved", "killed", "fitted", "deadlocked"])
+def test_oom(outcome: str, snapshot: Any) -> None:
+    machine = FakeMachine(oom_outcome=outcome)
+    assert draw(render_oom(to_document(machine.oom(None, True, outcome == "deadlocked")))) == snapshot
+
+
+def test_stats(snapshot: Any) -> None:
+    assert draw(render_stats(to_document(FakeMachine().statistics(refresh=True)))) == snapshot
+    assert draw(render_stats({"updates": 0, "last_update": None, "stats": {}})) == "updates 0, the last never"
+
+
+def test_small_results(snapshot: Any) -> None:
+    result = {
+        "outcome": "reached",
+        "start_bytes": 0,
+        "target_bytes": 64 * MIB,
+        "actual_bytes": 64 * MIB,
+        "guest_usable_bytes": 960 * MIB,
+        "ram_bytes": 1024 * MIB,
+        "elapsed_ns": 31_000_000,
+    }
+    plan = {
+        "target_before_bytes": 0,
+        "target_bytes": 64 * MIB,
+        "target_pages": 64 * MIB // PAGE,
+        "pages": 64 * MIB // PAGE,
+        "requests": 64,
+        "direction": "inflate",
+        "guest_usable_bytes": 960 * MIB,
+        "ram_bytes": 1024 * MIB,
+    }
+    started = {
+        "machine": "default",
+        "private": False,
+        "ram_bytes": 1 << 30,
+        "touch_bytes": 1 << 30,
+        "design": "modern",
+    }
+    info = {
+        "versions": {"balloonctl": "0.1.0", "core": None},
+        "paths": {"configuration_read": []},
+        "settings": [{"name": "output", "value": None, "origin": "default"}],
+    }
+    parts = [
+        render_resize(result),
+        render_resize(result | {"outcome": "short", "actual_bytes": 32 * MIB}),
+        render_resize(result | {"outcome": "sent", "elapsed_ns": None}),
+        render_plan(plan),
+        render_start(started),
+        render_stop({"stopped": ["a", "b"]}),
+        render_stop({"stopped": []}),
+        render_ps({"machines": []}),
+        render_ps(
+            {"machines": [{"name": "a", "state": "dead"}, {"name": "b", **to_document(busy().status())}]}
+        ),
+        render_compact(to_document(FakeMachine().compact(None))),
+        render_check({"checked_pages": 100, "lost_pages": 0}),
+        render_check({"checked_pages": 100, "lost_pages": 1}),
+        render_info(info),
+    ]
+    assert "\n\n".join(map(draw, parts)) == snapshot
+
+
+def history(n: int) -> list[dict[str, Any]]:
+    machine = FakeMachine()
+    found = []
+    for number in range(n):
+        machine.set_target(256 * number * number)
+        machine.wait(None, None)
+        found.append(to_document(machine.status()))
+    return found
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_watch(width: int, snapshot: Any) -> None:
+    assert draw(render_watch(history(12), interval=1, paused=False, width=width), width) == snapshot
+
+
+def test_watch_fits_a_small_terminal_and_needs_no_history() -> None:
+    assert "waiting" in draw(render_watch([], interval=1, paused=False, width=40), 40)
+    assert "paused" in draw(render_watch(history(2), interval=1, paused=True, width=60), 60)
+
+
+def test_numbers_of_the_live_view_do_not_jitter() -> None:
+    lines = [draw(render_watch(history(n), interval=1, paused=False, width=80)).splitlines() for n in (2, 12)]
+    assert len(lines[0]) == len(lines[1])
+    for one, other in zip(*lines, strict=True):
+        if one.startswith(("requests", "kicks", "interrupts", "target", "PFNs")):
+            assert len(one) == len(other)
+
+
+def test_rates_come_from_the_machine_s_clock() -> None:
+    documents = history(3)
+    assert rates(documents, "inflated_pages") == [256.0, 768.0]
+    assert rates(documents) == [256.0, 768.0]
+    assert rates([documents[0], documents[0]]) == [0.0]
+    assert rates(documents[:1]) == []
+
+
+def test_the_sparkline_shows_everything_above_zero() -> None:
+    assert sparkline([0, 1, 1000], 5) == "   ▁█"
+    assert sparkline([], 3) == "   "
+    assert sparkline([0, 0], 2) == "  "
+
+
+def test_units() -> None:
+    assert [size(value) for value in (0, 1023, 1024, 1536, 1 << 30, None)] == [
+        "0 B",
+        "1023 B",
+        "1 KiB",
+        "1.5 KiB",
+        "1 GiB",
+        "-",
+    ]
+    assert [count(value) for value in (0, 131072, None)] == ["0", "131,072", "-"]
+    spans = (0, 850, 1200, 999_950, 99_960_000, 3.4e9, 59.99e9, 125e9, 11_000e9, 200_000e9, None)
+    assert [duration(span) for span in spans] == [
+        "0 ns",
+        "850 ns",
+        "1.2 µs",
+        "1000 µs",
+        "100 ms",
+        "3.4 s",
+        "60 s",
+        "2 min 5 s",
+        "3 h 3 min",
+        "2 d 7 h",
+        "-",
+    ]
