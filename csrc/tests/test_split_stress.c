@@ -2,15 +2,17 @@
 /* SPDX-License-Identifier: MIT */
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/eventfd.h>
+#include <time.h>
 
 #include "helpers.h"
 
 /* ThreadSanitizer makes every access many times dearer. */
 #if defined(__SANITIZE_THREAD__)
-#define BUFFERS 20000u
+#define BUFFERS 10000u
 #else
-#define BUFFERS 150000u
+#define BUFFERS 100000u
 #endif
 #define QUEUE    16u
 #define REPLY    (T_DATA + 0x100000)
@@ -89,6 +91,8 @@ static void *device_thread(void *argument)
 		}
 		if (vq_device_publish(device) && vq_device_call_needed(device))
 			notify(run->call);
+		if (!run->sleeping)
+			sched_yield(); /* the other side may need this processor */
 		if (done == BUFFERS || !run->sleeping || vq_device_enable_kicks(device))
 			continue;
 		run->sleeps++;
@@ -158,6 +162,8 @@ static void run_two_threads(uint64_t features, int sleeping)
 			fault = "wrong answer or broken ring";
 		else
 			back += (unsigned)got;
+		if (!got && !sleeping)
+			sched_yield();
 		if (got || !sleeping || back == BUFFERS ||
 		    (added < BUFFERS && vq_driver_free(run.ring.driver) >= 2 &&
 		     t_random(&random) % 4))
@@ -209,11 +215,125 @@ static void test_split_drv_28_no_wakeup_is_lost_with_event_idx(void)
 	run_two_threads(VQ_F_EVENT_IDX, 1);
 }
 
+/* ---- Dekker, in lock step ------------------------------------------------- */
+
+/*
+ * The race itself, without sleeping: in each round one side arms while the other publishes, let
+ * off together. If neither "found something" nor "must notify" comes out, a real sleeper would
+ * sleep for ever. Without the full fences this fails within some thousand rounds on x86.
+ */
+#define ROUNDS  300000u
+#define SECONDS 0.5 /* whichever comes first */
+
+struct dekker {
+	struct t_ring ring;
+	unsigned turn;   /* atomic: counts arrivals of both sides */
+	int device_side; /* what the device thread's call said, read after the round */
+	int of_calls;    /* 1: the device publishes and the driver arms; 0: the other way round */
+	int stop;        /* atomic: no more rounds */
+};
+
+/* Both sides wait here for each other; the n-th meeting is over when 2 n have come. */
+static void meet(struct dekker *d, unsigned n)
+{
+	__atomic_add_fetch(&d->turn, 1, __ATOMIC_SEQ_CST);
+	for (unsigned spins = 0; __atomic_load_n(&d->turn, __ATOMIC_SEQ_CST) < 2 * n; spins++)
+		if (spins > 2000)
+			sched_yield(); /* the other one may need this processor */
+}
+
+static void *dekker_device(void *argument)
+{
+	struct dekker *d = argument;
+	struct vq_chain chain;
+
+	for (unsigned n = 0;;) {
+		meet(d, ++n);
+		if (__atomic_load_n(&d->stop, __ATOMIC_SEQ_CST))
+			return NULL;
+		if (d->of_calls) {
+			vq_device_pop(d->ring.device, &chain);
+			vq_device_push(d->ring.device, chain.head, 0);
+		} else {
+			vq_device_disable_kicks(d->ring.device);
+		}
+		meet(d, ++n);
+		if (d->of_calls) {
+			vq_device_publish(d->ring.device);
+			d->device_side = vq_device_call_needed(d->ring.device);
+		} else {
+			d->device_side = vq_device_enable_kicks(d->ring.device);
+		}
+		meet(d, ++n);
+	}
+}
+
+static void run_dekker(uint64_t features, int of_calls)
+{
+	struct dekker d = {.of_calls = of_calls};
+	unsigned lost = 0, rounds = 0, n = 0;
+	struct timespec start, now;
+	pthread_t thread;
+
+	t_ring_make(&d.ring, QUEUE, features);
+	t_equal(0, pthread_create(&thread, NULL, dekker_device, &d));
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	for (; rounds < ROUNDS; rounds++) {
+		struct vq_segment segment = {T_DATA, 8};
+		int driver_side;
+
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if ((double)(now.tv_sec - start.tv_sec) +
+			(double)(now.tv_nsec - start.tv_nsec) / 1e9 >
+		    SECONDS)
+			break;
+		/* Set-up: one buffer, visible already if it is the device's turn to publish. */
+		vq_driver_add(d.ring.driver, &segment, 1, 0, rounds);
+		if (of_calls) {
+			vq_driver_disable_calls(d.ring.driver);
+			vq_driver_publish(d.ring.driver);
+		}
+		meet(&d, ++n);
+		meet(&d, ++n);
+		if (of_calls) {
+			driver_side = vq_driver_enable_calls(d.ring.driver);
+		} else {
+			vq_driver_publish(d.ring.driver);
+			driver_side = vq_driver_kick_needed(d.ring.driver);
+		}
+		meet(&d, ++n);
+		lost += !driver_side && !d.device_side;
+		if (!of_calls)
+			t_serve(&d.ring); /* the device thread waits in meet() */
+		t_drain(&d.ring);
+	}
+	__atomic_store_n(&d.stop, 1, __ATOMIC_SEQ_CST);
+	meet(&d, ++n);
+	pthread_join(thread, NULL);
+	t_check(rounds > 0);
+	t_equal(0, lost);
+	t_ring_drop(&d.ring);
+}
+
+static void test_split_drv_28_publish_against_arming_kicks(void)
+{
+	run_dekker(0, 0);
+	run_dekker(VQ_F_EVENT_IDX, 0);
+}
+
+static void test_split_drv_29_publish_against_arming_calls(void)
+{
+	run_dekker(0, 1);
+	run_dekker(VQ_F_EVENT_IDX, 1);
+}
+
 static const struct t_test tests[] = {
     T_TEST(test_split_drv_27_buffers_before_the_available_index),
     T_TEST(test_split_dev_17_replies_before_the_used_index),
     T_TEST(test_split_drv_28_no_wakeup_is_lost_with_flags),
     T_TEST(test_split_drv_28_no_wakeup_is_lost_with_event_idx),
+    T_TEST(test_split_drv_28_publish_against_arming_kicks),
+    T_TEST(test_split_drv_29_publish_against_arming_calls),
 };
 
 int main(void)
