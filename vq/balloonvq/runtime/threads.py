@@ -58,6 +58,7 @@ class ThreadTask:
     __slots__ = (
         "_pollers",
         "busy",
+        "done",
         "error",
         "finished",
         "held",
@@ -83,6 +84,8 @@ class ThreadTask:
         self.parked = False
         self.busy = True
         self.finished = False
+        #: Set when it has given everything back: the runtime may go.
+        self.done = threading.Event()
         self.error: BaseException | None = None
         self.thread: threading.Thread | None = None
         self.ident = 0
@@ -111,6 +114,7 @@ class ThreadTask:
             poller.close()
         self._pollers.clear()
         os.close(self.wake_fd)
+        self.done.set()
 
 
 def _where(code: CodeType | None, lasti: int) -> str:
@@ -174,9 +178,10 @@ class ThreadMutex:
         task.held.append(self)
 
     def trylock(self) -> bool:
+        task = self._runtime.current()
         if not self._taken.acquire(blocking=False):
             return False
-        self._own(self._runtime.current(), sys._getframe(1))
+        self._own(task, sys._getframe(1))
         return True
 
     def lock(self) -> None:
@@ -225,11 +230,12 @@ class ThreadMutex:
         """The tasks of the circle that this wait closes, or nothing. Called under the guard.
 
         An owner that has just taken a lock may not be listed as its owner yet; it
-        runs, so no circle goes through it, and if it blocks it walks itself.
+        runs, so no circle goes through it, and if it blocks it walks itself. A walk
+        that meets a task twice has reached a circle that others closed before.
         """
         circle = [task]
         owner = self._owner
-        while owner is not None and owner is not task:
+        while owner is not None and owner not in circle:
             circle.append(owner)
             if owner.waiting_for is None:
                 return []
@@ -255,6 +261,8 @@ class ThreadMutex:
                 heir = self._waiters.popleft()
                 self._owner = heir
                 heir.held.append(self)
+                # Now, not when its thread runs: whoever walks past it before must not see it wait.
+                heir.waiting_for = None
                 runtime._unpark(heir)
 
     def __exit__(
@@ -387,6 +395,18 @@ class ThreadWork:
                 self._running = False
 
 
+class _Sleeper:
+    """A task's place in the order of virtual deadlines."""
+
+    __slots__ = ("over", "parked", "task")
+
+    def __init__(self, task: ThreadTask, *, parked: bool) -> None:
+        self.task = task
+        self.parked = parked
+        #: The task was woken by something else: its deadline means nothing any more.
+        self.over = False
+
+
 class ThreadRuntime:
     """Tasks on real threads, an exact wait-for graph, real or virtual time.
 
@@ -417,7 +437,7 @@ class ThreadRuntime:
         self._virtual = virtual_clock
         self._virtual_now = 0
         self._busy = 0
-        self._sleepers: list[tuple[int, int, ThreadTask, bool]] = []
+        self._sleepers: list[tuple[int, int, _Sleeper]] = []
         self._sequence = itertools.count()
         self._cpu = cpu
         self._on_deadlock = on_deadlock
@@ -440,14 +460,23 @@ class ThreadRuntime:
             raise InternalError(f"thread {threading.current_thread().name} is no task of this runtime")
         return task  # type: ignore[no-any-return]
 
-    def spawn(self, name: str, role: str, function: Callable[[], object]) -> ThreadTask:
-        task = ThreadTask(name, role)
+    def _new_task(self, name: str, role: str) -> ThreadTask:
+        """A task that counts as running."""
         with self._guard:
             self._check_stop()
+            task = ThreadTask(name, role)
             self._tasks.append(task)
             self._busy += 1
+        return task
+
+    def spawn(self, name: str, role: str, function: Callable[[], object]) -> ThreadTask:
+        task = self._new_task(name, role)
         task.thread = threading.Thread(target=self._run, args=(task, function), name=name, daemon=True)
-        task.thread.start()
+        try:
+            task.thread.start()
+        except RuntimeError:
+            self._retire(task)
+            raise
         return task
 
     def _run(self, task: ThreadTask, function: Callable[[], object]) -> None:
@@ -466,46 +495,50 @@ class ThreadRuntime:
             if self._on_crash is not None:
                 self._on_crash(task, error)
         finally:
-            with self._guard:
-                task.finished = True
-                self._block(task)
-                self._tasks.remove(task)
-            task.close()
+            self._retire(task)
+
+    def _retire(self, task: ThreadTask) -> None:
+        """The task is over: nobody waits for it, and it holds nothing of ours."""
+        with self._guard:
+            task.finished = True
+            self._block(task)
+            self._tasks.remove(task)
+        task.close()
 
     @contextlib.contextmanager
     def adopted(self, name: str, role: str) -> Iterator[ThreadTask]:
-        """Makes the calling thread a task for the length of a with block; nesting keeps the outer one."""
+        """Makes the calling thread a task for the length of a with block; nesting keeps the outer one.
+
+        Raises:
+            Stopped: if the runtime has been stopped.
+        """
         task = getattr(self._local, "task", None)
         if task is not None:
             yield task
             return
-        task = ThreadTask(name, role)
+        task = self._new_task(name, role)
         task.ident = threading.get_ident()
-        with self._guard:
-            self._tasks.append(task)
-            self._busy += 1
         self._local.task = task
         try:
             yield task
         finally:
             self._local.task = None
-            with self._guard:
-                task.finished = True
-                self._block(task)
-                self._tasks.remove(task)
-            task.close()
+            self._retire(task)
 
     def join(self, task: ThreadTask, timeout: float | None = None) -> bool:
-        """Waits for a spawned task's thread; whether it has ended."""
-        if task.thread is not None:
-            task.thread.join(timeout)
-            return not task.thread.is_alive()
-        return task.finished
+        """Waits for a task, and a spawned one's thread; whether it has ended."""
+        if not task.done.wait(timeout):
+            return False
+        if task.thread is not None and task.thread.ident is not None:
+            # Nothing of ours is left in it: it ends by itself.
+            task.thread.join()
+        return True
 
     def stop(self, timeout: float = 5.0) -> bool:
         """Throws `Stopped` into every blocked task and waits for all of them to end.
 
-        Returns whether all ended within the time. Calling it again is harmless.
+        Threads that were adopted count too: what the caller is going to free is in their
+        hands as well. Returns whether all ended within the time. Calling it again is harmless.
         """
         with self._guard:
             self._stopped.set()
@@ -516,9 +549,7 @@ class ThreadRuntime:
         deadline = time.monotonic() + timeout
         me = threading.get_ident()
         return all(
-            self.join(task, max(0.0, deadline - time.monotonic()))
-            for task in tasks
-            if task.thread is not None and task.ident != me
+            self.join(task, max(0.0, deadline - time.monotonic())) for task in tasks if task.ident != me
         )
 
     def close(self) -> None:
@@ -572,8 +603,16 @@ class ThreadRuntime:
         task.parker.acquire()
         self._check_stop()
 
-    def _add_sleeper(self, deadline: int, task: ThreadTask, *, parked: bool) -> None:
-        heapq.heappush(self._sleepers, (deadline, next(self._sequence), task, parked))
+    def _add_sleeper(self, deadline: int, task: ThreadTask, *, parked: bool) -> _Sleeper:
+        sleeper = _Sleeper(task, parked=parked)
+        heapq.heappush(self._sleepers, (deadline, next(self._sequence), sleeper))
+        return sleeper
+
+    def _next_deadline(self) -> int | None:
+        """The first deadline that somebody still waits for."""
+        while self._sleepers and self._sleepers[0][2].over:
+            heapq.heappop(self._sleepers)
+        return self._sleepers[0][0] if self._sleepers else None
 
     def _block(self, task: ThreadTask) -> None:
         """The task stops being busy; under the guard. The last one moves virtual time."""
@@ -581,16 +620,16 @@ class ThreadRuntime:
             return
         task.busy = False
         self._busy -= 1
-        if self._virtual and self._busy == 0 and self._sleepers:
-            deadline = self._sleepers[0][0]
-            self._virtual_now = max(self._virtual_now, deadline)
-            while self._sleepers and self._sleepers[0][0] <= self._virtual_now:
-                _, _, sleeper, parked = heapq.heappop(self._sleepers)
-                if parked:
-                    self._unpark(sleeper)
-                elif not sleeper.finished:
-                    self._unblock(sleeper)
-                    os.eventfd_write(sleeper.wake_fd, 1)
+        if not self._virtual or self._busy or (deadline := self._next_deadline()) is None:
+            return
+        self._virtual_now = max(self._virtual_now, deadline)
+        while (deadline := self._next_deadline()) is not None and deadline <= self._virtual_now:
+            sleeper = heapq.heappop(self._sleepers)[2]
+            if sleeper.parked:
+                self._unpark(sleeper.task)
+            else:
+                self._unblock(sleeper.task)
+                os.eventfd_write(sleeper.task.wake_fd, 1)
 
     def _unblock(self, task: ThreadTask) -> None:
         if not task.busy and not task.finished:
@@ -610,13 +649,21 @@ class ThreadRuntime:
             return
         if device and poller.poll(DEVICE_GRACE_NS / 1e9):
             return
+        sleeper = None
         with self._guard:
+            # A wake-up since the last look at the condition: the task has work, so time stands still.
+            if poller.poll(0):
+                return
             if deadline is not None:
-                self._add_sleeper(deadline, task, parked=False)
+                sleeper = self._add_sleeper(deadline, task, parked=False)
             self._block(task)
-        poller.poll()
-        with self._guard:
-            self._unblock(task)
+        try:
+            poller.poll()
+        finally:
+            with self._guard:
+                if sleeper is not None:
+                    sleeper.over = True
+                self._unblock(task)
 
     # -- deadlock ------------------------------------------------------------
 
