@@ -45,17 +45,17 @@
 #define DIGIT_VALUES  (1u << DIGIT_BITS)
 
 struct discard {
-	struct gm *mem;                   /* whose pages */
-	enum discard_method method;       /* how they go */
-	uint64_t host_page;               /* page size of this host, or of a test */
-	bool host_page_forced;            /* a test: files are not asked */
-	uint64_t granule[GM_REGIONS_MAX]; /* host page of each region's file; 0 = not asked yet */
-	unsigned regions;                 /* regions when granule[] was last emptied */
-	const uint64_t *held;             /* see discard_set_held(); NULL = off */
-	uint32_t *scratch;                /* the other half of a radix pass */
-	size_t scratch_count;             /* PFNs it has room for */
-	uint64_t fail_next;               /* ranges still to fail (atomic) */
-	struct discard_counters count;    /* see header (atomic, each) */
+	struct gm *mem;                /* whose pages */
+	enum discard_method method;    /* how they go */
+	uint64_t host_page;            /* page size of this host, or of a test */
+	bool host_page_forced;         /* a test: files are not asked */
+	struct gm_region region;       /* the last one that was looked up; size 0 = none */
+	uint64_t granule;              /* host page of its file */
+	const uint64_t *held;          /* see discard_set_held(); NULL = off */
+	uint32_t *scratch;             /* the other half of a radix pass */
+	size_t scratch_count;          /* PFNs it has room for */
+	uint64_t fail_next;            /* ranges still to fail (atomic) */
+	struct discard_counters count; /* see header (atomic, each) */
 };
 
 /* Bytes of guest memory in one region; what step 4 and 5 work on. */
@@ -109,7 +109,7 @@ void discard_set_host_page(struct discard *d, uint64_t bytes)
 {
 	d->host_page_forced = bytes != 0;
 	d->host_page = bytes ? bytes : (uint64_t)sysconf(_SC_PAGESIZE);
-	memset(d->granule, 0, sizeof(d->granule));
+	d->region.size = 0; /* look it up again */
 }
 
 /* ---- sorting ------------------------------------------------------------ */
@@ -211,35 +211,28 @@ static size_t scratch_fit(struct discard *d, size_t n)
 
 /* ---- giving back -------------------------------------------------------- */
 
-/* The unit in which the host frees memory of a region's file. */
-static uint64_t granule_of(struct discard *d, const struct gm_region *region)
+/*
+ * The region that holds addr, or NULL; its granule is in d->granule then. A run of
+ * ranges in one region, the rule, looks it up once. A region never moves, so the copy
+ * stays right when others are added.
+ */
+static const struct gm_region *region_of(struct discard *d, uint64_t addr)
 {
-	const unsigned count = gm_region_count(d->mem);
-	struct gm_region known;
+	const struct gm_region *found;
 	struct statfs fs;
-	uint64_t granule = d->host_page;
-	unsigned index;
 
-	/* A new region may have moved the others. */
-	if (count != d->regions) {
-		memset(d->granule, 0, sizeof(d->granule));
-		d->regions = count;
-	}
-	for (index = 0; index < count; index++) {
-		if (gm_region_at(d->mem, index, &known) == 0 &&
-		    known.guest_addr == region->guest_addr)
-			break;
-	}
-	if (index < count && d->granule[index])
-		return d->granule[index];
-
+	if (addr - d->region.guest_addr < d->region.size) /* wraps to a huge value below it */
+		return &d->region;
+	found = gm_find(d->mem, addr);
+	if (!found)
+		return NULL;
+	d->region = *found;
+	d->granule = d->host_page;
 	/* Of all file systems only hugetlbfs cannot give back a part of its block. */
-	if (!d->host_page_forced && fstatfs(region->fd, &fs) == 0 &&
-	    (uint64_t)fs.f_type == HUGETLBFS_MAGIC && (uint64_t)fs.f_bsize > granule)
-		granule = (uint64_t)fs.f_bsize;
-	if (index < count)
-		d->granule[index] = granule;
-	return granule;
+	if (!d->host_page_forced && fstatfs(found->fd, &fs) == 0 &&
+	    (uint64_t)fs.f_type == HUGETLBFS_MAGIC && (uint64_t)fs.f_bsize > d->granule)
+		d->granule = (uint64_t)fs.f_bsize;
+	return &d->region;
 }
 
 /* Are all pages of the file range [first, end) given up? Only for 4 KiB aligned ranges. */
@@ -302,7 +295,7 @@ static int drop(struct discard *d, const struct piece *piece)
 static int drop_pages(struct discard *d, const struct gm_region *region, uint64_t addr, uint64_t n,
 		      uint64_t *done)
 {
-	const uint64_t granule = granule_of(d, region);
+	const uint64_t granule = d->granule;
 	const uint64_t first = region->fd_offset + (addr - region->guest_addr);
 	const uint64_t end = first + (n << GM_PAGE_SHIFT);
 	const bool aligned = first % GM_PAGE_SIZE == 0;
@@ -354,7 +347,7 @@ static int drop_run(struct discard *d, uint64_t pfn, uint64_t n, uint64_t *done,
 
 	while (n > 0) {
 		const uint64_t addr = pfn << GM_PAGE_SHIFT;
-		const struct gm_region *region = gm_find(d->mem, addr);
+		const struct gm_region *region = region_of(d, addr);
 		uint64_t here;
 		int rc;
 

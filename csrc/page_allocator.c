@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Data layout. Four arrays with one element a page, in one lazily filled
+ * Data layout. Three arrays with one element a page, in one lazily filled
  * mapping, so a guest of 16 GiB (4 M pages) costs nothing until it is used:
  *
  *   place[pfn]  u8   bits 0-2 the pa_place, bit 7 the page lock; zero = free, unlocked
- *   next[pfn]   u32  balloon list, towards the tail; meaningful while LISTED
- *   prev[pfn]   u32  balloon list, towards the head
+ *   links[pfn]  2 x u32  balloon list: next (towards the tail) and prev; meaningful while
+ *                    LISTED; side by side, since a scattered list misses the cache each time
  *   slots[i]    u32  the free list, below
  *
  * Free list. Pages that were never handed out ("fresh") and pages that came
@@ -44,13 +44,18 @@
 #define PLACE_MASK  0x07u
 #define PAGE_LOCKED 0x80u
 
+/* Neighbours on the balloon list. */
+struct links {
+	uint32_t next; /* towards the tail; stale in the tail */
+	uint32_t prev; /* towards the head; stale in the head */
+};
+
 struct pa {
 	pthread_mutex_t lock;   /* guards everything below */
 	uint64_t pages;         /* PFNs 0 .. pages-1 */
-	void *mapping;          /* the four arrays */
+	void *mapping;          /* the three arrays */
 	size_t mapping_bytes;   /* its size */
-	uint32_t *next;         /* see above */
-	uint32_t *prev;         /* see above */
+	struct links *links;    /* see above */
 	uint32_t *slots;        /* see above */
 	uint8_t *place;         /* see above */
 	uint64_t fresh;         /* first slot of the fresh part */
@@ -85,16 +90,15 @@ int pa_create(uint64_t pages, uint64_t kernel, enum pa_order order, uint64_t see
 
 	/* NORESERVE and not calloc: most of a big guest's arrays are never touched. */
 	n = (size_t)pages;
-	pa->mapping_bytes = n * (3 * sizeof(uint32_t) + sizeof(uint8_t));
+	pa->mapping_bytes = n * (sizeof(struct links) + sizeof(uint32_t) + sizeof(uint8_t));
 	pa->mapping = mmap(NULL, pa->mapping_bytes, PROT_READ | PROT_WRITE,
 			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (pa->mapping == MAP_FAILED) {
 		free(pa);
 		return -ENOMEM;
 	}
-	pa->next = pa->mapping;
-	pa->prev = pa->next + n;
-	pa->slots = pa->prev + n;
+	pa->links = pa->mapping;
+	pa->slots = (uint32_t *)(pa->links + n);
 	pa->place = (uint8_t *)(pa->slots + n);
 
 	for (size_t pfn = 0; pfn < kernel; pfn++)
@@ -258,8 +262,8 @@ static void link_head(struct pa *pa, uint32_t pfn, uint64_t listed)
 	if (listed == 0) {
 		pa->tail = pfn;
 	} else {
-		pa->next[pfn] = pa->head;
-		pa->prev[pa->head] = pfn;
+		pa->links[pfn].next = pa->head;
+		pa->links[pa->head].prev = pfn;
 	}
 	pa->head = pfn;
 }
@@ -268,12 +272,12 @@ static void link_head(struct pa *pa, uint32_t pfn, uint64_t listed)
 static void unlink_page(struct pa *pa, uint32_t pfn)
 {
 	if (pfn == pa->head)
-		pa->head = pa->next[pfn];
+		pa->head = pa->links[pfn].next;
 	else if (pfn == pa->tail)
-		pa->tail = pa->prev[pfn];
+		pa->tail = pa->links[pfn].prev;
 	else {
-		pa->next[pa->prev[pfn]] = pa->next[pfn];
-		pa->prev[pa->next[pfn]] = pa->prev[pfn];
+		pa->links[pa->links[pfn].prev].next = pa->links[pfn].next;
+		pa->links[pa->links[pfn].next].prev = pa->links[pfn].prev;
 	}
 }
 
@@ -309,7 +313,7 @@ int64_t pa_list_dequeue(struct pa *pa, uint32_t *pfns, size_t n)
 	}
 	for (pfn = pa->head; left > 0 && done < n; left--) {
 		/* Read before the page leaves; stale after the last one, and then not used. */
-		const uint32_t next = pa->next[pfn];
+		const uint32_t next = pa->links[pfn].next;
 
 		if (!(pa->place[pfn] & PAGE_LOCKED)) {
 			unlink_page(pa, pfn);
@@ -342,7 +346,7 @@ int pa_isolate(struct pa *pa, uint32_t *pfn)
 			found = 1;
 			break;
 		}
-		page = pa->prev[page];
+		page = pa->links[page].prev;
 	}
 	pthread_mutex_unlock(&pa->lock);
 	return found;

@@ -164,6 +164,35 @@ static void test_list_is_lifo_and_skips_locked_pages(void)
 	pa_destroy(pa);
 }
 
+static void test_migration_ends_in_one_step(void)
+{
+	uint32_t pfns[4], out[4], old;
+	struct pa_counts counts;
+	struct pa *pa;
+
+	t_equal(0, pa_create(64, 0, PA_ASCENDING, 0, &pa));
+	t_equal(4, pa_alloc(pa, pfns, 4, PA_PRIVATE));
+	t_equal(0, pa_list_insert(pa, pfns, 2));        /* head 1 0 tail; 2 and 3 stay private */
+	t_equal(-EBADF, pa_replace_isolated(pa, 2, 0)); /* not isolated */
+	t_equal(1, pa_isolate(pa, &old));
+	t_equal(0, old);
+	t_equal(-EBADF, pa_replace_isolated(pa, 1, old)); /* not private */
+	t_equal(-EBADF, pa_replace_isolated(pa, 64, old));
+	t_equal(-EBADF, pa_replace_isolated(pa, 2, 64));
+	t_equal(PA_PRIVATE, pa_where(pa, 2));
+	t_equal(0, pa_replace_isolated(pa, 2, old));
+	t_equal(PA_IN_FLIGHT, pa_where(pa, old));
+	t_equal(1, pa_trylock(pa, old)); /* the page lock was dropped */
+	t_equal(2, pa_list_dequeue(pa, out, 4));
+	t_equal(2, out[0]);
+	t_equal(1, out[1]);
+	pa_counts_get(pa, &counts);
+	t_equal(4, counts.violations);
+	t_equal(0, counts.pages[PA_LISTED] + counts.pages[PA_ISOLATED]);
+	t_equal(3, counts.pages[PA_IN_FLIGHT]);
+	pa_destroy(pa);
+}
+
 static void test_managed_pages_are_counted(void)
 {
 	struct pa_counts counts;
@@ -448,6 +477,7 @@ static const struct t_test tests[] = {
     T_TEST(test_shuffled_order_is_a_permutation_of_the_seed),
     T_TEST(test_bad_page_moves_nothing),
     T_TEST(test_list_is_lifo_and_skips_locked_pages),
+    T_TEST(test_migration_ends_in_one_step),
     T_TEST(test_managed_pages_are_counted),
     T_TEST(test_big_guest_is_cheap),
     T_TEST(test_random_operations_match_model),
