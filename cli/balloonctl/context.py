@@ -112,7 +112,10 @@ class Voice:
         """The result of a command, on stdout."""
         match self.settings.output:
             case Format.TABLE:
-                self.stdout.print(render(document))
+                from rich.text import Text
+
+                drawn = render(document)
+                self.stdout.print(drawn, soft_wrap=isinstance(drawn, Text))
             case Format.PLAIN:
                 click.echo(as_plain(document))
             case form:

@@ -50,7 +50,7 @@ def test_both_figures_are_shown(on: Call) -> None:
 
 def test_the_json_of_inflate(on: Call) -> None:
     document = json.loads(on("inflate", "64M", "--json").stdout)
-    assert document["schema"] == "balloonctl/resize/1"
+    assert document["schema"] == "balloonctl/wait/1"
     assert document["outcome"] == "reached"
     assert document["target_bytes"] == document["actual_bytes"] == 64 * MIB
     assert document["guest_usable_bytes"] == 960 * MIB
@@ -121,7 +121,7 @@ def test_no_wait_returns_at_once(on: Call, machine: FakeMachine) -> None:
     machine.hang = True
     result = on("inflate", "64M", "--no-wait", "--json")
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["outcome"] == "sent"
+    assert json.loads(result.stdout)["schema"] == "balloonctl/sent/1"
     assert machine.targets == [16384]
     assert on("inflate", "64M", "--no-wait", "--timeout", "1s").exit_code == 2
 

@@ -131,7 +131,7 @@ def test_settings_of_the_session_hold_for_every_line(call: Call) -> None:
     decoder = json.JSONDecoder()
     first, end = decoder.raw_decode(result.stdout)
     second, end = decoder.raw_decode(result.stdout, end + 1)
-    assert first["schema"] == "balloonctl/resize/1"
+    assert first["schema"] == "balloonctl/wait/1"
     assert second["schema"] == "balloonctl/status/1"
     assert "ram_bytes\t" in result.stdout[end:]
 

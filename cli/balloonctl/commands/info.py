@@ -29,7 +29,7 @@ def core_version() -> dict[str, Any]:
 def version_line() -> str:
     """The answer to --version."""
     core = core_version()
-    told = f"C core {core['version']}, ABI {core['abi']}" if core["version"] else "C core not built"
+    told = f"C core {core['version']}, ABI {core['abi']}" if core["version"] else "C core not told"
     return f"balloonctl {balloonvq.__version__} ({told}, Python {sys.version.split()[0]})"
 
 

@@ -214,15 +214,12 @@ def resize(app: App, verb: str, size: Size, *, wait: bool, timeout: float | None
         app.emit(plan.as_document(), render_plan)
         return 0
     client.execute("balloon", {"value": plan.ram - plan.after})
-    document = {"schema": "balloonctl/resize/1", "verb": verb, "size_bytes": size.resolve(plan.ram)}
     if not wait:
-        document |= _figures(
-            plan, {"outcome": "sent", "target_bytes": plan.after, "actual_bytes": plan.actual}
-        )
-        app.emit(document, render_resize)
+        sent = {"outcome": "sent", "target_bytes": plan.after, "actual_bytes": plan.actual}
+        app.emit(_both_figures(plan, "balloonctl/sent/1", sent), render_resize)
         return 0
     result = _wait(app, client, plan, timeout)
-    app.emit(document | _figures(plan, result), render_resize)
+    app.emit(_both_figures(plan, "balloonctl/wait/1", result), render_resize)
     if result["outcome"] == "reached":
         return 0
     if result.get("reason") == "deadlocked":
@@ -230,20 +227,14 @@ def resize(app: App, verb: str, size: Size, *, wait: bool, timeout: float | None
     raise shortfall(result, status_of(client), timeout)
 
 
-def _figures(plan: Plan, result: dict[str, Any]) -> dict[str, Any]:
-    """The outcome and both figures: the balloon, and what is left to the guest."""
+def _both_figures(plan: Plan, schema: str, result: dict[str, Any]) -> dict[str, Any]:
+    """The outcome with both figures: the balloon's size, and what is left to the guest."""
     return {
-        "outcome": result["outcome"],
-        "reason": result.get("reason"),
-        "ram_bytes": plan.ram,
+        **result,
+        "schema": schema,
         "start_bytes": plan.actual,
-        "target_before_bytes": plan.before,
-        "target_bytes": result["target_bytes"],
-        "target_pages": result["target_bytes"] // PAGE,
-        "actual_bytes": result["actual_bytes"],
-        "actual_pages": result["actual_bytes"] // PAGE,
+        "ram_bytes": plan.ram,
         "guest_usable_bytes": plan.ram - result["actual_bytes"],
-        "elapsed_ns": result.get("elapsed_ns"),
     }
 
 

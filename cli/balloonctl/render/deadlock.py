@@ -65,12 +65,14 @@ def _wants(task: Mapping[str, Any]) -> Text:
     )
 
 
-def _stack(task: Mapping[str, Any]) -> Text:
-    """Where it stands, innermost first as the kernel prints it."""
-    text = Text("stack, innermost first")
-    for frame in reversed(task["stack"]):
-        text.append(f"\n    {frame}")
-    return text
+def _stack(task: Mapping[str, Any]) -> RenderableType:
+    """Where it stands, innermost first as the kernel prints it; a long frame goes on below itself."""
+    frames = Table.grid(padding=(0, 1))
+    frames.add_column(justify="right", no_wrap=True)
+    frames.add_column(overflow="fold")
+    for number, frame in enumerate(reversed(task["stack"])):
+        frames.add_row(f" {number}", frame)
+    return Group(Text("stack, innermost first"), frames)
 
 
 def _row_of(tasks: Sequence[Mapping[str, Any]]) -> Table:

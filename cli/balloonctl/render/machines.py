@@ -34,9 +34,11 @@ def state_text(state: str) -> Text:
 
 def render_start(document: Mapping[str, Any]) -> Text:
     """The machine that now runs."""
-    where = "in this session" if document["private"] else "in the background"
+    which = (
+        "the machine of this session" if document["private"] else f"{document['machine']} in the background"
+    )
     return Text(
-        f"started {document['machine']} {where}: {size(document['ram_bytes'])} of memory, "
+        f"started {which}: {size(document['ram_bytes'])} of memory, "
         f"{size(document['touch_bytes'])} touched, design {document['design']}"
     )
 

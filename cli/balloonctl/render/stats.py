@@ -22,7 +22,7 @@ MEANING: dict[str, tuple[str, str]] = {
     "stat-minor-faults": ("faults", "page faults that did not"),
     "stat-free-memory": ("bytes", "memory that nobody uses"),
     "stat-total-memory": ("bytes", "memory of the guest"),
-    "stat-available-memory": ("bytes", "memory for new tasks without swapping"),
+    "stat-available-memory": ("bytes", "memory for new tasks"),
     "stat-disk-caches": ("bytes", "caches that can be dropped"),
     "stat-htlb-pgalloc": ("pages", "huge pages allocated"),
     "stat-htlb-pgfail": ("pages", "huge pages that failed"),
