@@ -83,6 +83,7 @@ void bln_poke(struct bln_device *dev, unsigned queue)
 
 /* ---- making and unmaking ------------------------------------------------ */
 
+/* Non-blocking: neither side may hang on the other one's notification. */
 static int open_event(int *fd)
 {
 	*fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -95,6 +96,7 @@ static void close_event(int fd)
 		close(fd);
 }
 
+/* What of a queue lives as long as the device; the rest comes with bln_queue_enable(). */
 static int queue_init(struct bln_queue *q, unsigned queue)
 {
 	int rc;
@@ -339,6 +341,7 @@ int bln_set_status(struct bln_device *dev, uint8_t status)
 
 /* ---- configuration space ------------------------------------------------ */
 
+/* By subtraction: offset + len may wrap. */
 static bool config_range(uint32_t offset, uint32_t len)
 {
 	return offset <= BLN_CONFIG_BYTES && len <= BLN_CONFIG_BYTES - offset;

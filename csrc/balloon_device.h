@@ -38,19 +38,19 @@
 #include "virtqueue.h"
 
 #define BLN_F_MUST_TELL_HOST (1ull << 0)
-#define BLN_F_STATS_VQ (1ull << 1)
+#define BLN_F_STATS_VQ       (1ull << 1)
 #define BLN_F_DEFLATE_ON_OOM (1ull << 2)
 
 #define BLN_STATUS_ACKNOWLEDGE 1u
-#define BLN_STATUS_DRIVER 2u
-#define BLN_STATUS_DRIVER_OK 4u
+#define BLN_STATUS_DRIVER      2u
+#define BLN_STATUS_DRIVER_OK   4u
 #define BLN_STATUS_FEATURES_OK 8u
 #define BLN_STATUS_NEEDS_RESET 64u
-#define BLN_STATUS_FAILED 128u
+#define BLN_STATUS_FAILED      128u
 
 #define BLN_CONFIG_BYTES 16u
-#define BLN_QUEUES 3u /* inflate, deflate, statistics */
-#define BLN_STATS_MAX 64u /* distinct tags kept */
+#define BLN_QUEUES       3u  /* inflate, deflate, statistics */
+#define BLN_STATS_MAX    64u /* distinct tags kept */
 
 struct bln_device; /* opaque */
 
@@ -58,7 +58,7 @@ struct bln_options {
 	uint64_t features;           /* offered; VERSION_1 is always added (CORE-DEV-15) */
 	enum discard_method discard; /* how pages go back */
 	uint32_t queue_size_max;     /* a power of 2, 1..32768 */
-	uint32_t strict_tell_host;   /* 1: refuse FEATURES_OK when bit 0 was offered and not taken (BAL-DEV-03) */
+	uint32_t strict_tell_host;   /* 1: no FEATURES_OK without bit 0, if offered (BAL-DEV-03) */
 };
 
 /* One statistic as the driver sent it (3.5). Unknown tags are kept as they came. */
@@ -73,36 +73,37 @@ struct bln_stats {
 	uint64_t time_ns;   /* CLOCK_REALTIME when the last of them came; 0 = never */
 	uint32_t count;     /* entries below */
 	uint32_t malformed; /* trailing bytes that were no whole entry, in the last buffer */
-	struct bln_stat entries[BLN_STATS_MAX]; /* one per tag; the last value of a duplicate wins */
+	/* One per tag; the last value of a duplicate wins. */
+	struct bln_stat entries[BLN_STATS_MAX];
 };
 
 /* Counts since creation; a consistent snapshot is not promised between fields. */
 struct bln_counters {
-	uint64_t requests;          /* inflate and deflate chains acknowledged */
-	uint64_t inflated_pages;    /* pages that came into the balloon */
-	uint64_t deflated_pages;    /* pages that went back to the guest */
-	uint64_t pfns_duplicate;    /* inflate of a page already held */
-	uint64_t pfns_out_of_range; /* PFN outside guest memory, either queue */
+	uint64_t requests;            /* inflate and deflate chains acknowledged */
+	uint64_t inflated_pages;      /* pages that came into the balloon */
+	uint64_t deflated_pages;      /* pages that went back to the guest */
+	uint64_t pfns_duplicate;      /* inflate of a page already held */
+	uint64_t pfns_out_of_range;   /* PFN outside guest memory, either queue */
 	uint64_t pfns_never_inflated; /* deflate of a page not held */
-	uint64_t odd_bytes;         /* trailing bytes that were no whole PFN */
-	uint64_t kicks;             /* eventfd kicks received */
-	uint64_t calls;             /* used-buffer notifications sent */
-	uint64_t calls_suppressed;  /* publications for which none was wanted */
-	uint64_t config_changes;    /* configuration change notifications sent */
-	uint64_t resets;            /* device resets */
-	uint64_t stats_requests;    /* statistics buffers given back */
-	uint64_t held_pages;        /* pages in the balloon now, by the device's own record */
+	uint64_t odd_bytes;           /* trailing bytes that were no whole PFN */
+	uint64_t kicks;               /* eventfd kicks received */
+	uint64_t calls;               /* used-buffer notifications sent */
+	uint64_t calls_suppressed;    /* publications for which none was wanted */
+	uint64_t config_changes;      /* configuration change notifications sent */
+	uint64_t resets;              /* device resets */
+	uint64_t stats_requests;      /* statistics buffers given back */
+	uint64_t held_pages;          /* pages in the balloon now, by the device's own record */
 	struct discard_counters discard;
 };
 
 /* Injected trouble, for tests and demonstrations; all zero = none. Takes effect at once. */
 struct bln_faults {
-	uint64_t ack_delay_ns;     /* sleep this long before each used entry is shown */
-	uint32_t stall_queues;     /* bit q: queue q is not processed while set */
-	uint32_t lose_kicks;       /* the next n kicks are swallowed */
-	uint32_t lose_calls;       /* the next n calls are not sent */
-	uint32_t wrong_used_len;   /* used length is 0xdeadbeef instead of 0 while set */
-	uint32_t fail_discards;    /* the next n discarded ranges fail */
+	uint64_t ack_delay_ns;   /* sleep this long before each used entry is shown */
+	uint32_t stall_queues;   /* bit q: queue q is not processed while set */
+	uint32_t lose_kicks;     /* the next n kicks are swallowed */
+	uint32_t lose_calls;     /* the next n calls are not sent */
+	uint32_t wrong_used_len; /* used length is 0xdeadbeef instead of 0 while set */
+	uint32_t fail_discards;  /* the next n discarded ranges fail */
 };
 
 /*
@@ -128,8 +129,8 @@ uint8_t bln_status(const struct bln_device *dev);
  * is 0, the page record and `actual` are forgotten, the held statistics buffer
  * is dropped unused (T-14, CORE-DEV-11), and call and configuration eventfds are emptied.
  * num_pages and the counters stay. FEATURES_OK stays clear if the accepted set is not valid
- * (CORE-DEV-07), and so does DRIVER_OK then. Returns 0; -EINVAL if a bit other than by reset is cleared
- * (CORE-DRV-02; the write is ignored).
+ * (CORE-DEV-07), and so does DRIVER_OK then. Returns 0; -EINVAL if a bit other than by reset is
+ * cleared (CORE-DRV-02; the write is ignored).
  */
 int bln_set_status(struct bln_device *dev, uint8_t status);
 
@@ -143,7 +144,8 @@ uint32_t bln_config_generation(const struct bln_device *dev);
 uint32_t bln_queue_size_max(const struct bln_device *dev, unsigned queue);
 
 /* Sets a queue up and enables it. config->features is replaced by the accepted
- * ones. -EINVAL (no such queue, size, alignment), -EFAULT, -EBUSY (enabled already or not FEATURES_OK), -ENOMEM. */
+ * ones. -EINVAL (no such queue, size, alignment), -EFAULT, -EBUSY (enabled already or not
+ * FEATURES_OK), -ENOMEM. */
 int bln_queue_enable(struct bln_device *dev, unsigned queue, const struct vq_config *config);
 
 /* Eventfds, owned by the device, all non-blocking (poll before reading): the driver writes kick,

@@ -52,6 +52,7 @@ int bln_actual_fd(const struct bln_device *dev)
 
 /* ---- numbers for the host ----------------------------------------------- */
 
+/* Fifteen loads and no lock: it may be polled as often as one likes. */
 void bln_counters_get(struct bln_device *dev, struct bln_counters *out)
 {
 	const struct bln_counters *count = &dev->count;
@@ -115,6 +116,7 @@ int bln_queue_depth(struct bln_device *dev, unsigned queue)
 	return depth;
 }
 
+/* Statistics are held on purpose, so a service time would say nothing. */
 int bln_latency(struct bln_device *dev, unsigned queue, struct histogram *out)
 {
 	if (queue != QUEUE_INFLATE && queue != QUEUE_DEFLATE)
@@ -123,6 +125,7 @@ int bln_latency(struct bln_device *dev, unsigned queue, struct histogram *out)
 	return 0;
 }
 
+/* One bit of one word: exact for the page, no lock needed. */
 int bln_holds(struct bln_device *dev, uint64_t pfn)
 {
 	if (pfn >= dev->pages)
@@ -165,6 +168,7 @@ void bln_set_faults(struct bln_device *dev, const struct bln_faults *faults)
 	bln_delay_wake(dev);
 }
 
+/* What is left of each: the counted ones go down as they strike. */
 void bln_faults_get(struct bln_device *dev, struct bln_faults *out)
 {
 	out->ack_delay_ns = atomic_get(dev->faults.ack_delay_ns);

@@ -282,6 +282,7 @@ static bool live(const struct bln_device *dev)
 	       !atomic_get(dev->resetting);
 }
 
+/* Shift and not mask: bits beyond the queues are nobody's. */
 static bool stalled(const struct bln_device *dev, unsigned queue)
 {
 	return (atomic_get(dev->faults.stall_queues) >> queue) & 1;

@@ -18,6 +18,7 @@
 
 #define GROUP_BITS 4u /* log2(HISTOGRAM_PARTS) */
 
+/* Relaxed, as the header of this file says: a number, no order. */
 static uint64_t load(const uint64_t *field)
 {
 	return __atomic_load_n(field, __ATOMIC_RELAXED);

@@ -131,6 +131,7 @@ static int violation(struct pa *pa)
 	return -EBADF;
 }
 
+/* The sum over all places never changes. */
 static void count_move(struct pa *pa, enum pa_place from, enum pa_place to, uint64_t n)
 {
 	pa->count.pages[from] -= n;
@@ -235,6 +236,7 @@ int pa_free(struct pa *pa, const uint32_t *pfns, size_t n, enum pa_place from)
 	return rc;
 }
 
+/* Places without a list of their own; for the others see the calls that keep the lists. */
 static bool may_move(enum pa_place place)
 {
 	return place == PA_PRIVATE || place == PA_IN_FLIGHT || place == PA_USER ||

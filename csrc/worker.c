@@ -72,6 +72,7 @@ static int watch(int epoll_fd, int fd, unsigned mark)
 	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
 }
 
+/* Level-triggered: a kick that was not read yet wakes again, so none is missed. */
 static int open_events(struct bln_worker *worker)
 {
 	int rc;
@@ -113,6 +114,7 @@ static int start_thread(struct bln_worker *worker, int cpu)
 	return 0;
 }
 
+/* Also after a failed start: what was not opened is -1. */
 static void close_events(struct bln_worker *worker)
 {
 	if (worker->stop_fd >= 0)
