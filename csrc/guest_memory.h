@@ -127,9 +127,8 @@ int gm_populate(struct gm *mem, uint64_t addr, uint64_t len);
  * when bad_max is 0). Looking at a hole in shared file memory fills it with a
  * zero page: verify only pages that should be there.
  * Both return the count of pages done (stamp) or bad (verify), or -EFAULT if a
- * PFN lies outside the memory, in which case nothing was touched. gm_stamp makes
- * runs of neighbouring pages resident with one system call, and returns -ENOSPC or -ENOMEM
- * when the host has no room for such a run; pages before it are stamped.
+ * PFN lies outside the memory, in which case nothing was touched. Where the host
+ * may run out of room, gm_populate() first: a plain store is a SIGBUS then.
  */
 int64_t gm_stamp(struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner);
 int64_t gm_verify(const struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner,

@@ -121,12 +121,11 @@ static bool event_passed(uint16_t event, uint64_t now, uint64_t old)
 
 /* Private state of one descriptor. */
 struct slot {
-	uint64_t token; /* head: the caller's name for the buffer */
-	uint64_t
-	    position;   /* head: number of the buffer since creation; POSITION_FREE if not a head */
-	uint16_t count; /* head: descriptors in the chain */
-	uint16_t last;  /* head: its last descriptor */
-	uint16_t next;  /* next descriptor of the chain or of the free list */
+	uint64_t token;    /* head: the caller's name for the buffer */
+	uint64_t position; /* head: number of the buffer, from 0; POSITION_FREE if no head */
+	uint16_t count;    /* head: descriptors in the chain */
+	uint16_t last;     /* head: its last descriptor */
+	uint16_t next;     /* next descriptor of the chain or of the free list */
 };
 
 struct split_driver {
