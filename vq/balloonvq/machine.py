@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
@@ -83,6 +84,10 @@ STATS_WAIT_NS = 1_000_000_000
 
 #: How often a waiter looks whether an OOM run is over, when nothing wakes it.
 OOM_LOOK_NS = 20_000_000
+
+#: Values of `MachineConfig.clock` and the greatest `MachineConfig.seed`.
+CLOCKS = ("real", "virtual")
+SEED_MAX = (1 << 64) - 1
 
 #: Pages that `oom --while-filling` asks for: a few rounds of the notifier.
 WHILE_FILLING_PAGES = 1024
@@ -160,6 +165,7 @@ class Machine:
         self._stopping = False
         self._started_ns = time.monotonic_ns()
         self._stats_interval = 0
+        self._polling = False
         self._oom_lock = threading.Lock()
         self._quit = threading.Event()
         with contextlib.ExitStack() as cleanup:
@@ -202,6 +208,7 @@ class Machine:
             on_crash=self._on_crash,
         )
         cleanup.callback(self._stop_runtime)
+        self._repoll = self.runtime.wait_queue("statistics interval")
         self.kernel = Kernel(self.runtime, self.memory, self.pages, kernel_pages * PAGE_SIZE)
         self.driver = BalloonDriver(
             self.runtime, self.kernel, self.device, design, queue_size=config.queue_size
@@ -239,6 +246,14 @@ class Machine:
                 raise InvalidArgument(
                     f"{name.removesuffix('_bytes')} cannot be {size} bytes", why=f"the guest has {ram} bytes"
                 )
+        if config.stats_interval < 0:
+            raise _negative_interval(config.stats_interval)
+        if config.clock not in CLOCKS:
+            raise InvalidArgument(
+                f"there is no clock {config.clock!r}", why=f"the clocks are {', '.join(CLOCKS)}"
+            )
+        if not 0 <= config.seed <= SEED_MAX:
+            raise InvalidArgument(f"a seed cannot be {config.seed}", why=f"seeds are 0 to {SEED_MAX}")
         available = available_bytes()
         if ram > available:
             raise NotEnoughMemory(
@@ -429,7 +444,15 @@ class Machine:
         return "running" if trouble is None else "bug"
 
     def status(self) -> Status:
-        """A snapshot of everything."""
+        """A snapshot of everything.
+
+        Raises:
+            MachineStopped: if the machine has ended.
+        """
+        with self._attached("status", "reads figures"):
+            return self._status()
+
+    def _status(self) -> Status:
         device = self.device
         counts = self.pages.counts()
         counted = device.counters()
@@ -523,6 +546,7 @@ class Machine:
             InvalidArgument: if the guest has fewer.
         """
         self.device.set_target(pages)
+        self.driver.config_changed()
         self.driver.vb.settled.wake_all()
 
     def _balloon(self) -> Balloon:
@@ -612,9 +636,21 @@ class Machine:
 
     @contextlib.contextmanager
     def _task(self, name: str, role: str) -> Iterator[None]:
-        """The calling thread as a task; a stop becomes MachineStopped."""
+        """The calling thread as a task; a stop becomes MachineStopped.
+
+        So does one that came in the meantime without reaching this task: what it saw of the
+        others, which were ending, means nothing.
+        """
         if self._stopping:
             raise MachineStopped(f"machine {self.name} has ended")
+        with self._attached(name, role):
+            yield
+            if self.runtime.stopping:
+                raise Stopped
+
+    @contextlib.contextmanager
+    def _attached(self, name: str, role: str) -> Iterator[None]:
+        """The calling thread as a task, even while the machine ends: its memory stays until the task is over."""
         try:
             with self.runtime.adopted(name, role):
                 yield
@@ -719,7 +755,7 @@ class Machine:
     def check(self) -> dict[str, int]:
         """Lets every guest program check its pages: checked_pages, lost_pages."""
         checked = lost = 0
-        with self.runtime.adopted("check", "checks pages"):
+        with self._attached("check", "checks pages"):
             for task in list(self.kernel.tasks):
                 task_checked, task_lost = task.check()
                 checked += task_checked
@@ -729,7 +765,15 @@ class Machine:
     # -- statistics ----------------------------------------------------------
 
     def statistics(self, refresh: bool = True) -> StatsReport:
-        """The guest's statistics; asks the driver for fresh ones first if `refresh`."""
+        """The guest's statistics; asks the driver for fresh ones first if `refresh`.
+
+        Raises:
+            MachineStopped: if the machine has ended.
+        """
+        with self._task("statistics", "asks for statistics"):
+            return self._statistics(refresh)
+
+    def _statistics(self, refresh: bool) -> StatsReport:
         before = self.device.stats().updates
         if refresh and self.device.request_stats():
             deadline = time.monotonic_ns() + STATS_WAIT_NS
@@ -756,22 +800,38 @@ class Machine:
     @stats_polling_interval.setter
     def stats_polling_interval(self, seconds: int) -> None:
         if seconds < 0:
-            raise InvalidArgument("a polling interval cannot be negative", why=f"{seconds} s were asked for")
-        start = seconds > 0 and self._stats_interval == 0
-        self._stats_interval = seconds
+            raise _negative_interval(seconds)
+        with self._lock:
+            self._stats_interval = seconds
+            start = seconds > 0 and not self._polling
+            self._polling = self._polling or start
         if start:
             self.runtime.spawn("P", "statistics poller", self._poll_stats)
+        else:
+            self._repoll.wake_all()
 
     def _poll_stats(self) -> None:
-        while self._stats_interval:
+        while True:
+            with self._lock:
+                seconds = self._stats_interval
+                if not seconds:
+                    self._polling = False
+                    return
             self.device.request_stats()
-            self.runtime.sleep(self._stats_interval * 1_000_000_000)
+            self._repoll.wait_until(partial(self._interval_is_not, seconds), seconds * 1_000_000_000)
+
+    def _interval_is_not(self, seconds: int) -> bool:
+        return self._stats_interval != seconds
 
     # -- trouble to order ----------------------------------------------------
 
     def set_faults(self, **faults: int) -> None:
         """Injects trouble into the device; see `balloonvq.device.FAULTS`."""
         self.device.set_faults(**faults)
+
+
+def _negative_interval(seconds: int) -> InvalidArgument:
+    return InvalidArgument("a polling interval cannot be negative", why=f"{seconds} s were asked for")
 
 
 def _kernel_pages(queue_size: int) -> int:

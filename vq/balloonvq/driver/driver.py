@@ -179,6 +179,10 @@ class BalloonDriver:
         """Whether the size worker runs or is about to."""
         return self._size_work.pending
 
+    def config_changed(self) -> None:
+        """The host, in this process, has just raised a configuration change."""
+        self._size_work.nudge()
+
     def _resize(self) -> None:
         held = self.vb.num_pages.value
         self.design.resize()

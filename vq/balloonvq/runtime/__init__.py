@@ -124,6 +124,13 @@ class Work(Protocol):
     def requeued(self) -> bool:
         """Whether it will run again after the run in progress."""
 
+    def nudge(self) -> None:
+        """Lets it look for interrupts now.
+
+        For a host in the same process that has just raised one, so that virtual time cannot run
+        ahead of it.
+        """
+
     def queue(self) -> None:
         """Runs it once more, soon; queueing a queued item changes nothing."""
 
@@ -134,6 +141,9 @@ class Runtime(Protocol):
     @property
     def batch(self) -> int:
         """Most pages that one step of the guest moves: 256 live, 1 under the explorer."""
+
+    def current(self) -> Task:
+        """The calling task."""
 
     def mutex(self, name: str) -> Mutex:
         """A new mutex."""

@@ -43,8 +43,9 @@ __all__ = ["ThreadMutex", "ThreadRuntime", "ThreadShared", "ThreadTask", "Thread
 
 T = TypeVar("T")
 
-#: How long a wait for the device counts as progress under the virtual clock.
-DEVICE_GRACE_NS = 50_000_000
+#: How long a wait for the device counts as running under the virtual clock. A device that takes longer
+#: is stalled, and everybody else's time limits may run out.
+DEVICE_GRACE_NS = 2_000_000_000
 
 #: One jiffy of the emulated kernel (HZ=1000): what `relax` sleeps.
 JIFFY_NS = 1_000_000
@@ -288,12 +289,19 @@ class ThreadShared:
 
 
 class ThreadWaitQueue:
-    """Waiters of a condition, woken by other tasks or by eventfds."""
+    """Waiters of a condition, woken by other tasks or by eventfds.
 
-    __slots__ = ("_runtime", "_waiters", "fds", "name")
+    Args:
+        runtime: whose tasks wait.
+        name: as reports show it.
+        idle: waiting here is having nothing to do, not waiting for the device's answer.
+    """
 
-    def __init__(self, runtime: ThreadRuntime, name: str) -> None:
+    __slots__ = ("_runtime", "_waiters", "fds", "idle", "name")
+
+    def __init__(self, runtime: ThreadRuntime, name: str, *, idle: bool = False) -> None:
         self.name = name
+        self.idle = idle
         self.fds: list[int] = []
         self._runtime = runtime
         self._waiters: list[ThreadTask] = []
@@ -328,7 +336,7 @@ class ThreadWaitQueue:
                 runtime._check_stop()
                 if deadline is not None and runtime.now_ns() >= deadline:
                     break
-                runtime._poll(task, poller, deadline, device=bool(self.fds))
+                runtime._poll(task, poller, deadline, device=bool(self.fds) and not self.idle)
             return value
         finally:
             with runtime._guard:
@@ -352,7 +360,7 @@ class ThreadWork:
         self._queued = False
         self._running = False
         self._fds = interrupts
-        self._ready = ThreadWaitQueue(runtime, f"{name} work")
+        self._ready = ThreadWaitQueue(runtime, f"{name} work", idle=True)
         for fd in interrupts:
             self._ready.attach(fd)
         self.task = runtime.spawn(name, role, self._loop)
@@ -367,6 +375,9 @@ class ThreadWork:
 
     def queue(self) -> None:
         self._queued = True
+        self._ready.wake_all()
+
+    def nudge(self) -> None:
         self._ready.wake_all()
 
     def _interrupted(self) -> bool:
@@ -474,7 +485,7 @@ class ThreadRuntime:
         task.thread = threading.Thread(target=self._run, args=(task, function), name=name, daemon=True)
         try:
             task.thread.start()
-        except RuntimeError:
+        except BaseException:
             self._retire(task)
             raise
         return task
@@ -551,6 +562,13 @@ class ThreadRuntime:
         return all(
             self.join(task, max(0.0, deadline - time.monotonic())) for task in tasks if task.ident != me
         )
+
+    def standing(self) -> tuple[tuple[str, str], ...]:
+        """The tasks that have not ended, by name, each with the file:line at which it stands."""
+        with self._guard:
+            tasks = [task for task in self._tasks if task.thread is not None]
+        frames = sys._current_frames()
+        return tuple((task.name, (_stack(frames.get(task.ident)) or ("?",))[-1]) for task in tasks)
 
     def close(self) -> None:
         """Gives the stop eventfd back; only after `stop` returned True."""
