@@ -17,8 +17,8 @@ from support.waiting import never, open_descriptors, until
 
 from balloonvq.counters import DeadlockTask
 from balloonvq.errors import InternalError
-from balloonvq.runtime import Stopped
-from balloonvq.runtime.threads import DEVICE_GRACE_NS, JIFFY_NS, ThreadMutex, ThreadRuntime, ThreadTask
+from balloonvq.runtime import Stopped, threads
+from balloonvq.runtime.threads import JIFFY_NS, ThreadMutex, ThreadRuntime, ThreadTask
 
 SECOND = 1_000_000_000
 
@@ -822,7 +822,11 @@ def test_regression_a_wake_up_on_the_way_to_sleep_does_not_move_time(virtual: Ri
     assert times == [0]
 
 
-def test_a_wait_for_the_device_holds_the_clock_for_its_grace_time(virtual: Rig) -> None:
+def test_a_wait_for_the_device_holds_the_clock_for_its_grace_time(
+    virtual: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grace_ns = 50_000_000
+    monkeypatch.setattr(threads, "DEVICE_GRACE_NS", grace_ns)
     queue = virtual.wait_queue("acked")
     fd = os.eventfd(0, os.EFD_NONBLOCK)
     queue.attach(fd)
@@ -846,6 +850,6 @@ def test_a_wait_for_the_device_holds_the_clock_for_its_grace_time(virtual: Rig) 
     assert virtual.join(sleeper, 10)
     started = time.monotonic_ns()
     virtual.run(lambda: queue.wait_until(lambda: False, SECOND))
-    assert time.monotonic_ns() - started >= DEVICE_GRACE_NS * 0.9
+    assert time.monotonic_ns() - started >= grace_ns
     assert virtual.now_ns() == 2 * SECOND
     os.close(fd)

@@ -31,6 +31,9 @@ _METHODS = {
     "none": lib.DISCARD_NONE,
 }
 
+#: num_pages is a le32.
+PFN_MAX = 0xFFFFFFFF
+
 #: Fields of `struct bln_faults`: injected trouble.
 FAULTS = ("ack_delay_ns", "stall_queues", "lose_kicks", "lose_calls", "wrong_used_len", "fail_discards")
 
@@ -97,6 +100,11 @@ class BalloonDevice:
         discard: DiscardMethod = "punch",
         queue_size_max: int = 32768,
     ) -> None:
+        if discard not in _METHODS:
+            raise InvalidArgument(
+                f"a device cannot give pages back by {discard!r}",
+                why=f"the methods are {', '.join(_METHODS)}",
+            )
         options = ffi.new("struct bln_options *")
         options.features = features
         options.discard = _METHODS[discard]
@@ -210,7 +218,7 @@ class BalloonDevice:
         Raises:
             InvalidArgument: above the guest's pages.
         """
-        if lib.bln_set_target(self._dev, pages) < 0:
+        if not 0 <= pages <= PFN_MAX or lib.bln_set_target(self._dev, pages) < 0:
             raise InvalidArgument(
                 f"a balloon of {pages} pages does not fit the guest",
                 why=f"it has {self._memory.size_pages} pages",

@@ -41,7 +41,7 @@ def ring_layout(features: int, size: int) -> Layout:
         InvalidArgument: if the size is no power of 2 from 1 to 32768 (SPLIT-DRV-02).
     """
     layout = ffi.new("struct vq_layout *")
-    if lib.vq_layout(features, size, layout) < 0:
+    if not 0 < size <= lib.VQ_SIZE_MAX or lib.vq_layout(features, size, layout) < 0:
         raise InvalidArgument(
             f"a split virtqueue cannot have {size} descriptors",
             why="the size is a power of 2 from 1 to 32768",
