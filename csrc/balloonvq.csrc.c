@@ -4,5 +4,6 @@
 #include "guest_memory.h"
 #include "histogram.h"
 #include "page_allocator.h"
+#include "version.h"
 #include "virtqueue.h"
 #include "worker.h"

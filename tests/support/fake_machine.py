@@ -68,6 +68,9 @@ class FakeMachine:
         for listener in list(self.listeners):
             listener(name, data)
 
+    def sleep(self, duration_ns: int) -> None:
+        self.slept_ns = getattr(self, "slept_ns", 0) + duration_ns
+
     def wait(self, timeout_ns: int | None, abandoned: Callable[[], bool] | None) -> WaitResult:
         begun = time.monotonic_ns()
         outcome: Any = "reached"

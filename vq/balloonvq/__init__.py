@@ -14,7 +14,18 @@ variables or loops should use it directly:
 
 from __future__ import annotations
 
-__all__ = ["__version__"]
+__all__ = ["__version__", "core_version"]
 
 #: The version of the distribution, as pyproject.toml has it.
 __version__ = "0.1.0"
+
+
+def core_version() -> dict[str, str | int]:
+    """The C core that is loaded: its ``version``, and the ``abi`` of its binary interface.
+
+    Raises:
+        ImportError: if the core was not built.
+    """
+    from balloonvq.ffi import ffi, lib
+
+    return {"version": ffi.string(lib.balloonvq_version()).decode(), "abi": int(lib.BALLOONVQ_ABI)}

@@ -15,7 +15,7 @@ from balloonctl.command import CONFIGURATION, BalloonCommand, command
 from balloonctl.connection import PrivateConnection
 from balloonctl.context import App, pass_app
 from balloonctl.failures import Leave
-from balloonctl.peer import is_unknown_verb, status_of
+from balloonctl.peer import status_of
 from balloonctl.render.units import size as human
 from balloonctl.sizes import DURATION, parse_size
 from balloonvq.errors import BalloonError, InvalidArgument
@@ -176,14 +176,9 @@ def sleep(app: App, /, time: float) -> int:
 
     connection = app.connection
     if isinstance(connection, PrivateConnection) and connection.running:
-        try:
-            app.client().execute("x-sleep", {"seconds": time})
-        except BalloonError as error:
-            if not is_unknown_verb(error):
-                raise
-        else:
-            return 0
-    really_sleep(time)
+        app.client().execute("x-sleep", {"seconds": time})
+    else:
+        really_sleep(time)
     return 0
 
 

@@ -128,6 +128,9 @@ class MachineAPI(Protocol):
         result any more and the call returns or raises soon.
         """
 
+    def sleep(self, duration_ns: int) -> None:
+        """Let that much of the machine's time pass."""
+
     def oom(self, size_bytes: int | None, gfp_fs: bool, while_filling: bool) -> OomReport:
         """Run a guest task that allocates until memory is out, or `size_bytes`."""
 
@@ -236,6 +239,8 @@ class Commands:
         path = _Parameter("string", required=True)
         count = _Parameter("integer", minimum=1, maximum=_INT64_MAX)
         flag = _Parameter("boolean")
+        # A year is beyond any use and keeps the nanoseconds far from an overflow in C.
+        seconds = _Parameter("number", minimum=0, maximum=366 * 86400)
         self._verbs: dict[str, _Verb] = {
             "balloon": _Verb(self._balloon, {"value": _Parameter("integer", required=True)}),
             "qom-get": _Verb(self._qom_get, {"path": path, "property": path}),
@@ -254,10 +259,10 @@ class Commands:
             "x-deadlock": _Verb(lambda _call: to_document(machine.deadlock()), {}),
             "x-fault": _Verb(self._fault, faults),
             "x-oom": _Verb(self._oom, {"size": count, "gfp-fs": flag, "while-filling": flag}),
+            "x-sleep": _Verb(self._sleep, {"seconds": seconds}),
             "x-stats": _Verb(self._stats, {"refresh": flag}),
             "x-status": _Verb(lambda _call: to_document(machine.status()), {}),
-            # A year is beyond any use and keeps the nanoseconds far from an overflow in C.
-            "x-wait": _Verb(self._wait, {"timeout": _Parameter("number", minimum=0, maximum=366 * 86400)}),
+            "x-wait": _Verb(self._wait, {"timeout": seconds}),
         }
 
     def names(self) -> tuple[str, ...]:
@@ -354,6 +359,10 @@ class Commands:
         return {}
 
     # ---- our own -----------------------------------------------------------
+
+    def _sleep(self, call: _Call) -> JSONObject:
+        self.machine.sleep(int(call.arguments.get("seconds", 0) * 1_000_000_000))
+        return {}
 
     def _wait(self, call: _Call) -> Any:
         seconds = call.arguments.get("timeout")
