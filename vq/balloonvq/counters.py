@@ -212,6 +212,10 @@ class WaitResult:
     target_bytes: int
     """The target that was waited for."""
     actual_bytes: int
+    returned_acknowledged_bytes: int | None = None
+    """As in `Status`, when the wait ended."""
+    returned_measured_bytes: int | None = None
+    """As in `Status`, when the wait ended."""
     elapsed_ns: int
 
 

@@ -443,6 +443,10 @@ class Machine:
             return "broken"
         return "running" if trouble is None else "bug"
 
+    def _returned_measured_bytes(self) -> int:
+        """Bytes that the file behind guest memory has lost since its fullest moment."""
+        return max(0, self.memory.allocated_peak_bytes() - self.memory.allocated_bytes())
+
     def status(self) -> Status:
         """A snapshot of everything.
 
@@ -458,7 +462,6 @@ class Machine:
         counted = device.counters()
         queues = tuple(self._queue_status(index) for index in range(len(self.driver.queues)))
         actual = device.actual_pages
-        allocated = self.memory.allocated_bytes()
         trouble = self.trouble
         return Status(
             machine=self.name,
@@ -475,8 +478,8 @@ class Machine:
             guest_free_bytes=counts.free * PAGE_SIZE,
             guest_used_bytes=counts.user * PAGE_SIZE,
             returned_acknowledged_bytes=counted.held_pages * PAGE_SIZE,
-            returned_measured_bytes=max(0, self.memory.allocated_peak_bytes() - allocated),
-            memory_allocated_bytes=allocated,
+            returned_measured_bytes=self._returned_measured_bytes(),
+            memory_allocated_bytes=self.memory.allocated_bytes(),
             deflate_on_oom=bool(device.driver_features & Feature.DEFLATE_ON_OOM),
             must_tell_host=bool(device.driver_features & Feature.MUST_TELL_HOST),
             features=feature_names(device.driver_features),
@@ -631,6 +634,8 @@ class Machine:
             reason=ended[1],
             target_bytes=target * PAGE_SIZE,
             actual_bytes=self.device.actual_pages * PAGE_SIZE,
+            returned_acknowledged_bytes=self.device.counters().held_pages * PAGE_SIZE,
+            returned_measured_bytes=self._returned_measured_bytes(),
             elapsed_ns=runtime.now_ns() - started,
         )
 

@@ -36,6 +36,10 @@ def render_resize(document: Mapping[str, Any]) -> Table:
     )
     left = f"{size(document['guest_usable_bytes'])} of {size(document['ram_bytes'])} left to it"
     grid.add_row("guest", left)
+    if document.get("returned_measured_bytes") is not None:
+        acknowledged = size(document["returned_acknowledged_bytes"])
+        measured = size(document["returned_measured_bytes"])
+        grid.add_row("host", f"{acknowledged} acknowledged, {measured} measured as returned")
     return grid
 
 

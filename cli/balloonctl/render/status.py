@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -28,12 +28,39 @@ _COUNTERS = (
     ("moved", ("inflated_pages", "deflated_pages", "requests", "migrated_pages", "migrations_refused")),
     ("notified", ("kicks", "kicks_suppressed", "interrupts", "interrupts_suppressed", "config_changes")),
     ("out of memory", ("oom_events", "oom_kills", "oom_deflated_pages")),
-    ("given back", ("discards", "discard_ranges", "discard_failures", "stats_updates")),
+    ("given back", ("discards", "discard_ranges", "discard_failures")),
+    ("statistics", ("stats_updates",)),
     (
         "broken",
         ("lost_pages", "page_violations", "pfns_duplicate", "pfns_out_of_range", "pfns_never_inflated"),
     ),
 )
+
+#: Columns from which on three counters stand in a row.
+_WIDE = 96
+
+#: What a counter is called within its family, where its own name would repeat it.
+_SHORT = {
+    "inflated_pages": "pages inflated",
+    "deflated_pages": "pages deflated",
+    "migrated_pages": "pages migrated",
+    "migrations_refused": "migrations refused",
+    "kicks_suppressed": "kicks suppressed",
+    "interrupts_suppressed": "irqs suppressed",
+    "config_changes": "config changes",
+    "oom_events": "events",
+    "oom_kills": "kills",
+    "oom_deflated_pages": "pages deflated",
+    "discards": "system calls",
+    "discard_ranges": "ranges",
+    "discard_failures": "failures",
+    "lost_pages": "pages lost",
+    "page_violations": "violations",
+    "pfns_duplicate": "PFNs twice",
+    "pfns_out_of_range": "PFNs outside",
+    "pfns_never_inflated": "PFNs not held",
+    "stats_updates": "updates",
+}
 
 
 def gauge(actual: int, target: int, ram: int, width: int) -> Text:
@@ -125,26 +152,37 @@ def _queues(status: Mapping[str, Any]) -> Table:
     return table
 
 
-def _counters(counters: Mapping[str, int]) -> Table:
-    """The counters in families; what must stay at zero and does not is marked."""
-    grid = Table.grid(padding=(0, 2))
+class _Counters:
+    """The counters in families, as many a row as fit; what must stay at zero and does not is marked."""
+
+    def __init__(self, counters: Mapping[str, int]) -> None:
+        self._counters = counters
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _counters(self._counters, across=3 if options.max_width >= _WIDE else 2)
+
+
+def _counters(counters: Mapping[str, int], across: int) -> Table:
+    """A grid of them."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
+    for _ in range(across):
+        grid.add_column(no_wrap=True, justify="right")
+        grid.add_column(no_wrap=True)
     known = {name for _, names in _COUNTERS for name in names}
     families = [*_COUNTERS, ("other", tuple(name for name in counters if name not in known))]
     for family, names in families:
-        text = Text()
-        for name in names:
-            if name not in counters:
-                continue
-            bad = family == "broken" and counters[name]
-            text.append(", " if text else "")
-            text.append(f"{name.replace('_', ' ')} ")
-            text.append(
-                f"✗ {count(counters[name])}" if bad else count(counters[name]), "bold red" if bad else "bold"
-            )
-        if text:
-            grid.add_row(family, text)
+        present = [name for name in names if name in counters]
+        for start in range(0, len(present), across):
+            cells: list[RenderableType] = [Text(family, "bold") if start == 0 else ""]
+            for name in present[start : start + across]:
+                bad = family == "broken" and counters[name] != 0
+                number = f"✗ {count(counters[name])}" if bad else count(counters[name])
+                cells += [
+                    Text(number, "bold red" if bad else "bold" if counters[name] else "dim"),
+                    _SHORT.get(name, name.replace("_", " ")),
+                ]
+            grid.add_row(*cells)
     return grid
 
 
@@ -154,5 +192,5 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
     if status.get("queues"):
         parts += ["", _queues(status)]
     if status.get("counters"):
-        parts += ["", _counters(status["counters"])]
+        parts += ["", _Counters(status["counters"])]
     return Group(*parts)
