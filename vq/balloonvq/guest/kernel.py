@@ -10,6 +10,10 @@ feel them:
     take again
     out of memory: call the notifiers; if they freed nothing, kill - unless the
     caller may not enter the filesystem, which retries without killing
+
+Where a driver has a shrinker (Linux 4.20 to 5.6) every direct reclaim calls it, in as
+many tasks at once as there are, and so does kswapd, which whoever finds memory
+short wakes.
 """
 
 from __future__ import annotations
@@ -18,16 +22,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from balloonvq.errors import InvalidArgument
+from balloonvq.guest.notifiers import Notifiers
 from balloonvq.guest.pages import PFN_ARRAY_BYTES, Batch, PageAllocator, PfnArray, Place
+from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES, KernelStacks
 from balloonvq.guest.tasks import UserTask
 from balloonvq.memory import PAGE_SIZE, GuestMemory
-from balloonvq.runtime import Runtime
+from balloonvq.runtime import Runtime, Work
 
 __all__ = ["AllocationStuck", "Kernel", "OomWait"]
 
 #: OOM rounds without any progress after which a GFP_NOFS allocation is given up. The real kernel
 #: would retry for ever.
 NOFS_ROUNDS_MAX = 64
+
+#: Pages that reclaim asks a shrinker for: SHRINK_BATCH.
+SHRINK_BATCH = 128
 
 
 class AllocationStuck(Exception):
@@ -69,7 +78,11 @@ class Kernel:
         self.pages = pages
         self.fs_lock = runtime.mutex("fs_lock")
         self.oom_lock = runtime.mutex("oom_lock")
-        self.notifiers: list[Callable[[], int]] = []
+        #: OOM notifiers: called with oom_lock held.
+        self.notifiers: Notifiers[Callable[[], int]] = Notifiers(runtime, "oom notifiers")
+        #: Shrinkers: called with the number of pages that are wanted, by any task that reclaims.
+        self.shrinkers: Notifiers[Callable[[int], int]] = Notifiers(runtime, "shrinkers")
+        self.stacks = KernelStacks(runtime)
         self.tasks: list[UserTask] = []
         self.oom_events = runtime.shared("oom_events")
         self.oom_kills = runtime.shared("oom_kills")
@@ -79,6 +92,7 @@ class Kernel:
         #: Tasks that wait in direct reclaim; `reclaim_entered` is woken when it grows.
         self.reclaimers = runtime.shared("reclaimers")
         self.reclaim_entered = runtime.wait_queue("reclaim")
+        self._kswapd: Work | None = None
         self._boot_next = 0
         self._boot_end = kernel_bytes
         self._task_ids = 0
@@ -173,8 +187,15 @@ class Kernel:
             self.runtime.relax()
 
     def direct_reclaim(self, *, fs: bool) -> None:
-        """Waits until the filesystem lock is free, or the caller's own, if reclaim may enter it."""
+        """Waits for the filesystem lock if reclaim may enter it, then calls the shrinkers."""
         self.alloc_stalls.add(1)
+        if self._kswapd is not None:
+            self._kswapd.queue()
+        self._wait_for_fs(fs=fs)
+        self._shrink()
+
+    def _wait_for_fs(self, *, fs: bool) -> None:
+        """Waits until the filesystem lock is free; one's own does not count."""
         if not fs or self.fs_lock.held_by_me():
             return
         self.reclaimers.add(1)
@@ -185,11 +206,23 @@ class Kernel:
         finally:
             self.reclaimers.add(-1)
 
+    def _shrink(self) -> None:
+        """Asks every shrinker for a batch; the caller's stack is deep already."""
+        if self.shrinkers:
+            with self.stacks.frame(DEPTH_AT_RECLAIM_BYTES, "reclaim"):
+                self.shrinkers.call(min(SHRINK_BATCH, self.runtime.batch))
+
+    def start_kswapd(self) -> None:
+        """From now on whoever has to reclaim wakes a task that reclaims, too."""
+        if self._kswapd is None:
+            self._kswapd = self.runtime.work("K", "kswapd", self._shrink)
+
     def out_of_memory(self, *, fs: bool, task: UserTask | None, wait: OomWait) -> None:
         """Calls the notifiers, and the killer if they freed nothing. oom_lock is held."""
         self.oom_events.add(1)
         wait.rounds += 1
-        freed = sum(notifier() for notifier in self.notifiers)
+        with self.stacks.frame(DEPTH_AT_RECLAIM_BYTES, "the way to the OOM notifier"):
+            freed = self.notifiers.call()
         if freed:
             wait.freed_pages += freed
             wait.fruitless = 0

@@ -16,7 +16,16 @@ from balloonvq.errors import InvalidArgument, KernelBug
 from balloonvq.ffi import CData, check, ffi, lib
 from balloonvq.memory import GuestMemory
 
-__all__ = ["BATCH_MAX", "PFN_ARRAY_BYTES", "Batch", "PageAllocator", "PageCounts", "PfnArray", "Place"]
+__all__ = [
+    "BATCH_MAX",
+    "PFN_ARRAY_BYTES",
+    "PFN_BYTES",
+    "Batch",
+    "PageAllocator",
+    "PageCounts",
+    "PfnArray",
+    "Place",
+]
 
 #: Most pages in a batch: VIRTIO_BALLOON_ARRAY_PFNS_MAX.
 BATCH_MAX = 256

@@ -142,7 +142,7 @@ class Runtime(Protocol):
     def batch(self) -> int:
         """Most pages that one step of the guest moves: 256 live, 1 under the explorer."""
 
-    def current(self) -> Task:
+    def this_task(self) -> Task:
         """The calling task."""
 
     def mutex(self, name: str) -> Mutex:

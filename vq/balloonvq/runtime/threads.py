@@ -480,6 +480,8 @@ class ThreadRuntime:
             self._busy += 1
         return task
 
+    this_task = current
+
     def spawn(self, name: str, role: str, function: Callable[[], object]) -> ThreadTask:
         task = self._new_task(name, role)
         task.thread = threading.Thread(target=self._run, args=(task, function), name=name, daemon=True)
