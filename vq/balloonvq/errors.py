@@ -5,6 +5,7 @@
     BalloonError                    exit 1; anything below may be caught as this
     ├── InvalidArgument             exit 2  a value that can never be right
     ├── NotEnoughMemory             exit 1  the host cannot back the guest
+    ├── DesignError                 exit 1  a locking design of the user cannot be used, or does not go on
     ├── CoreError                   exit 1  the C core refused; carries its errno
     ├── MachineError                exit 1
     │   ├── MachineExists                   a live machine has that name
@@ -33,6 +34,7 @@ __all__ = [
     "CommandFailed",
     "CoreError",
     "Deadlock",
+    "DesignError",
     "DeviceBroken",
     "InternalError",
     "InvalidArgument",
@@ -89,6 +91,10 @@ class InvalidArgument(BalloonError):
 
 class NotEnoughMemory(BalloonError):
     """The host cannot back the guest's memory."""
+
+
+class DesignError(BalloonError):
+    """A locking design of the user cannot be used, fails or does not go on; names the line."""
 
 
 class CoreError(BalloonError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from balloonvq.device import BalloonDevice
@@ -56,6 +57,7 @@ class BalloonDriver:
         device: the device, reached as a transport would.
         design: the locking design.
         queue_size: descriptors a queue (at most what the device offers).
+        design_options: values of the design's options that are not the default.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class BalloonDriver:
         design: type[Design],
         *,
         queue_size: int,
+        design_options: Mapping[str, str] | None = None,
     ) -> None:
         self.runtime = runtime
         self.kernel = kernel
@@ -80,6 +83,7 @@ class BalloonDriver:
         #: The target that the size worker last looked at.
         self.seen_target = 0
         self._design_class = design
+        self._design_options = dict(design_options or {})
         self._queues: list[DriverQueue] = []
         self.features = 0
 
@@ -129,7 +133,11 @@ class BalloonDriver:
             deflate_on_oom=bool(self.features & Feature.DEFLATE_ON_OOM),
         )
         self.design = self._design_class(
-            self.vb, towards_target=self._towards_target, publish=self.publish, requeue=self._requeue
+            self.vb,
+            towards_target=self._towards_target,
+            publish=self.publish,
+            requeue=self._requeue,
+            **self._design_options,
         )
         if self.stats_vq is not None:
             self._stats_bytes = len(STAT_NAMES) * STAT_BYTES
@@ -157,7 +165,7 @@ class BalloonDriver:
         return queue
 
     def _start(self) -> None:
-        """After DRIVER_OK: kick the statistics queue, start the workers, register the notifier."""
+        """After DRIVER_OK: kick the statistics queue, start the workers, register notifier or shrinker."""
         runtime = self.runtime
         if self.stats_vq is not None:
             self._note("kick", STATS)
@@ -167,7 +175,11 @@ class BalloonDriver:
             )
         if self.vb.deflate_on_oom:
             # Without the feature the driver must not take pages back by itself (BAL-DRV-12).
-            self.kernel.notifiers.append(self._oom_notify)
+            if self.design.pressure == "shrinker":
+                self.kernel.shrinkers.append(self._shrink)
+                self.kernel.start_kswapd()
+            else:
+                self.kernel.notifiers.append(self._oom_notify)
         self._size_work = runtime.work("W", "size worker", self._resize, interrupts=(self.device.config_fd,))
         # The host may have set a target before we were there.
         self._size_work.queue()
@@ -212,6 +224,12 @@ class BalloonDriver:
         self.vb.settled.wake_all()
         return freed
 
+    def _shrink(self, nr: int) -> int:
+        freed = self.design.scan(nr)
+        self.oom_deflated_pages.add(freed)
+        self.vb.settled.wake_all()
+        return freed
+
     def migrate(self, new: Batch, old: Batch) -> bool:
         """Compaction's callback; see `Design.migrate`."""
         moved = self.design.migrate(new, old)
@@ -249,9 +267,11 @@ class BalloonDriver:
         Runs in the calling task; the size worker must be at rest.
         """
         if self.vb.deflate_on_oom:
-            self.kernel.notifiers.remove(self._oom_notify)
-        while self.vb.num_pages.value:
-            self.design.leak(self.vb.num_pages.value)
+            if self.design.pressure == "shrinker":
+                self.kernel.shrinkers.remove(self._shrink)
+            else:
+                self.kernel.notifiers.remove(self._oom_notify)
+        self.design.drain()
         self.publish()
         self._set_status(0)
         self.close()

@@ -9,9 +9,7 @@ deadlock of the 2017 review.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from balloonvq.driver.balloon import PFNS_MAX, Balloon
+from balloonvq.driver.balloon import PFNS_MAX
 from balloonvq.driver.designs.base import Design
 from balloonvq.guest.pages import Batch
 
@@ -25,17 +23,10 @@ class Coarse(Design):
     kernels = "3.8-4.14"
     summary = "one balloon_lock; fill allocates under it and can deadlock with the OOM notifier"
 
-    def __init__(
-        self,
-        vb: Balloon,
-        *,
-        towards_target: Callable[[], int],
-        publish: Callable[[], None],
-        requeue: Callable[[], None],
-    ) -> None:
-        super().__init__(vb, towards_target=towards_target, publish=publish, requeue=requeue)
-        self.balloon_lock = vb.runtime.mutex("balloon_lock")
-        self.pfns = vb.pfn_array("vb->pfns")
+    def probe(self) -> None:
+        """One lock over driver fields and both queues, one array."""
+        self.balloon_lock = self.vb.runtime.mutex("balloon_lock")
+        self.pfns = self.vb.pfn_array("vb->pfns")
 
     def fill(self, n: int) -> int:
         """All of it under balloon_lock, the allocations too: what may deadlock."""

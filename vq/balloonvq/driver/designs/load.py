@@ -1,0 +1,116 @@
+"""Designs of the user: a class in a Python file."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from balloonvq.driver.designs.base import Design
+from balloonvq.errors import DesignError, InvalidArgument
+
+__all__ = ["load"]
+
+
+def load(name: str) -> type[Design]:
+    """The design ``path/to/file.py:ClassName``; the file is run each time.
+
+    Raises:
+        InvalidArgument: if the name has no class in it.
+        DesignError: if the file cannot be read or run, or has no such design.
+    """
+    file, _, wanted = name.rpartition(":")
+    if not file or not wanted or wanted.endswith(".py"):
+        raise InvalidArgument(
+            f"{name!r} names a file and no class", hint=f"--design {name.rstrip(':')}:ClassName"
+        )
+    path = Path(file)
+    module = _run(path)
+    found = getattr(module, wanted, None)
+    if found is None:
+        designs = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, Design) and value.__module__ == module.__name__
+        ]
+        near = difflib.get_close_matches(wanted, designs, cutoff=0.4) or designs[:1]
+        raise DesignError(
+            f"{path} has no class {wanted}",
+            why=f"its designs are {', '.join(designs)}"
+            if designs
+            else "it has no class that derives from Design",
+            hint=f"--design {path}:{near[0]}" if near else "",
+        )
+    where = f"{path}:{_line(path, wanted)}"
+    if not isinstance(found, type) or not issubclass(found, Design):
+        raise DesignError(
+            f"{where}: {wanted} is no design",
+            why="a design is a class that derives from balloonvq.driver.designs.Design",
+        )
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        raise DesignError(
+            f"{where}: the design {wanted} lacks {', '.join(missing)}",
+            why="a design has fill, leak and migrate",
+            hint="derive from a design that has them, such as balloonvq.driver.designs.modern.Modern",
+        )
+    if "name" not in vars(found):
+        found.name = wanted
+    if "summary" not in vars(found):
+        found.summary = (found.__doc__ or "").strip().partition("\n")[0]
+    if "kernels" not in vars(found):
+        found.kernels = "yours"
+    return found
+
+
+def _run(path: Path) -> ModuleType:
+    """The file as a module of its own."""
+    try:
+        source = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise DesignError(f"cannot read the design file {path}", why=why or str(error)) from None
+    name = f"balloon_design_{path.stem}"
+    spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path))
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path)
+    before = sys.modules.get(name)
+    # Where dataclasses and pickles look for it.
+    sys.modules[name] = module
+    try:
+        exec(compile(source, str(path), "exec"), vars(module))  # noqa: S102 - the user's own file, named by the user
+    except (Exception, SystemExit) as error:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+        why = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise DesignError(
+            f"{path}:{_failed_at(error, path)} does not import", why=f"{type(error).__name__}: {why}"
+        ) from error
+    return module
+
+
+def _failed_at(error: BaseException, path: Path) -> int:
+    """The line of the file at which it failed."""
+    if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
+        return error.lineno
+    line = 1
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def _line(path: Path, name: str) -> int:
+    """Where the file defines a name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node.lineno
+    return 1
