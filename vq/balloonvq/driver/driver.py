@@ -105,6 +105,7 @@ class BalloonDriver:
             self._set_up()
         except BalloonError:
             self._set_status(self.device.status | Status.FAILED)
+            self.close()
             raise
         self._set_status(self.device.status | Status.DRIVER_OK)
         self._start()
@@ -124,7 +125,7 @@ class BalloonDriver:
         """Queues, the statistics buffer, the design: everything before DRIVER_OK."""
         count = 3 if self.features & Feature.STATS_VQ else 2
         for index in range(count):
-            self._queues.append(self._find_vq(index))
+            self._find_vq(index)
         self.vb = Balloon(
             self.runtime,
             self.kernel,
@@ -144,7 +145,7 @@ class BalloonDriver:
             self._stats_buffer = self.kernel.boot_alloc(self._stats_bytes, align=64)
             self._add_stats(self.stats_vq)
 
-    def _find_vq(self, index: int) -> DriverQueue:
+    def _find_vq(self, index: int) -> None:
         self._note("queue", index)
         size = min(self.queue_size, self.device.queue_size_max(index))
         layout = ring_layout(self.features, size)
@@ -161,8 +162,8 @@ class BalloonDriver:
             self.device.kick_fd(index),
             self.device.call_fd(index),
         )
+        self._queues.append(queue)
         self.device.queue_enable(index, size, rings)
-        return queue
 
     def _start(self) -> None:
         """After DRIVER_OK: kick the statistics queue, start the workers, register notifier or shrinker."""
