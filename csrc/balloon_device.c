@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The device's registers, as a transport reaches them. The queues are worked off
- * in balloon_queues.c and balloon_stats.c, the host's side is balloon_host.c;
- * balloon_internal.h has the layout and the order of locks.
+ * The device's registers, as a transport reaches them. Queues and memory come and go
+ * in balloon_rings.c and are worked off in balloon_queues.c and balloon_stats.c, the
+ * host's side is balloon_host.c; balloon_internal.h has the layout and the order of locks.
  *
  * Life, as the status register tells it:
  *
@@ -28,6 +28,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -96,9 +97,10 @@ static void close_event(int fd)
 		close(fd);
 }
 
-/* What of a queue lives as long as the device; the rest comes with bln_queue_enable(). */
-static int queue_init(struct bln_queue *q, unsigned queue)
+/* What of a queue lives as long as the device; the rest comes with bln_queue_start(). */
+static int queue_init(struct bln_device *dev, unsigned queue)
 {
+	struct bln_queue *q = &dev->queues[queue];
 	int rc;
 
 	histogram_init(&q->latency);
@@ -108,7 +110,9 @@ static int queue_init(struct bln_queue *q, unsigned queue)
 			return -ENOMEM;
 	}
 	rc = open_event(&q->kick_fd);
-	return rc ? rc : open_event(&q->call_fd);
+	if (rc == 0)
+		rc = open_event(&q->call_fd);
+	return rc ? rc : bln_follow(dev, q->kick_fd, queue);
 }
 
 static void locks_init(struct bln_device *dev)
@@ -146,9 +150,12 @@ int bln_create(struct gm *mem, const struct bln_options *options, struct bln_dev
 	locks_init(dev);
 	dev->config_fd = -1;
 	dev->actual_fd = -1;
+	dev->kicks_fd = -1;
 	for (unsigned i = 0; i < BLN_QUEUES; i++) {
 		dev->queues[i].kick_fd = -1;
 		dev->queues[i].call_fd = -1;
+		for (unsigned which = 0; which < BLN_FDS; which++)
+			dev->queues[i].outside[which] = -1;
 	}
 	dev->mem = mem;
 	dev->offer = *options;
@@ -158,15 +165,16 @@ int bln_create(struct gm *mem, const struct bln_options *options, struct bln_dev
 	if (rc)
 		goto fail;
 	rc = -ENOMEM;
-	dev->pages = gm_pfn_end(mem);
+	dev->pages = bln_record_pages(mem);
 	dev->held = calloc((size_t)(dev->pages / 64 + 1), sizeof(*dev->held));
 	if (!dev->held)
 		goto fail;
-	rc = open_event(&dev->config_fd);
+	dev->kicks_fd = epoll_create1(EPOLL_CLOEXEC);
+	rc = dev->kicks_fd < 0 ? -errno : open_event(&dev->config_fd);
 	if (rc == 0)
 		rc = open_event(&dev->actual_fd);
 	for (unsigned i = 0; i < BLN_QUEUES && rc == 0; i++)
-		rc = queue_init(&dev->queues[i], i);
+		rc = queue_init(dev, i);
 	if (rc)
 		goto fail;
 	*out = dev;
@@ -188,10 +196,13 @@ void bln_destroy(struct bln_device *dev)
 		free(q->pfns);
 		close_event(q->kick_fd);
 		close_event(q->call_fd);
+		for (unsigned which = 0; which < BLN_FDS; which++)
+			close_event(q->outside[which]);
 		pthread_mutex_destroy(&q->lock);
 	}
 	close_event(dev->config_fd);
 	close_event(dev->actual_fd);
+	close_event(dev->kicks_fd);
 	discard_destroy(dev->discard);
 	free(dev->held);
 	pthread_cond_destroy(&dev->delay_over);
@@ -269,8 +280,10 @@ static void reset(struct bln_device *dev)
 	lower(dev->config_fd);
 
 	/* bln_holds() may be reading: word by word, not memset(). */
-	for (uint64_t i = 0; atomic_get(dev->count.held_pages) > 0 && i <= dev->pages / 64; i++)
-		atomic_set(dev->held[i], 0);
+	for (uint64_t i = 0; atomic_get(dev->count.held_pages) > 0 && i <= dev->pages / 64; i++) {
+		if (dev->held[i]) /* what was never written costs no memory, and is to stay so */
+			atomic_set(dev->held[i], 0);
+	}
 	atomic_set(dev->count.held_pages, 0);
 	discard_set_held(dev->discard, NULL);
 
@@ -404,76 +417,4 @@ uint32_t bln_config_generation(const struct bln_device *dev)
 int bln_config_fd(const struct bln_device *dev)
 {
 	return dev->config_fd;
-}
-
-/* ---- queues ------------------------------------------------------------- */
-
-uint32_t bln_queue_size_max(const struct bln_device *dev, unsigned queue)
-{
-	uint64_t features = dev->offer.features;
-
-	if (queue >= BLN_QUEUES)
-		return 0;
-	/* What counts is what was agreed on, and before that what is on offer (BAL-DEV-01). */
-	if (bln_status(dev) & BLN_STATUS_FEATURES_OK)
-		features = bln_driver_features(dev);
-	if (queue == QUEUE_STATS && !(features & BLN_F_STATS_VQ))
-		return 0; /* TRN-03 */
-	return dev->offer.queue_size_max;
-}
-
-int bln_queue_enable(struct bln_device *dev, unsigned queue, const struct vq_config *config)
-{
-	struct vq_config negotiated = *config;
-	struct vq_device *vq;
-	struct bln_queue *q;
-	int rc;
-
-	if (queue >= BLN_QUEUES)
-		return -EINVAL;
-	q = &dev->queues[queue];
-	pthread_mutex_lock(&dev->control);
-	pthread_mutex_lock(&q->lock);
-	/* control keeps status and vq as they are, except that NEEDS_RESET may appear. */
-	if (!(bln_status(dev) & BLN_STATUS_FEATURES_OK) || q->vq) {
-		rc = -EBUSY;
-		goto out;
-	}
-	if (config->size > bln_queue_size_max(dev, queue)) {
-		rc = -EINVAL;
-		goto out;
-	}
-	negotiated.features = bln_driver_features(dev);
-	rc = vq_device_create(dev->mem, &negotiated, &vq);
-	if (rc)
-		goto out;
-
-	pthread_mutex_lock(&dev->state);
-	q->vq = vq;
-	q->size = config->size;
-	q->avail_idx_addr = config->driver_addr + 2; /* table 3.8 */
-	q->holding = false;
-	atomic_set(q->shown, vq_device_avail_base(vq));
-	atomic_set(q->count.popped, 0);
-	atomic_set(q->count.pushed, 0);
-	atomic_set(q->count.calls, 0);
-	atomic_set(q->count.calls_suppressed, 0);
-	/* Late, but then it must be looked at as all others were (T-37). */
-	if (dev->status & BLN_STATUS_DRIVER_OK)
-		bln_poke(dev, queue);
-	pthread_mutex_unlock(&dev->state);
-out:
-	pthread_mutex_unlock(&q->lock);
-	pthread_mutex_unlock(&dev->control);
-	return rc;
-}
-
-int bln_kick_fd(const struct bln_device *dev, unsigned queue)
-{
-	return queue < BLN_QUEUES ? dev->queues[queue].kick_fd : -EINVAL;
-}
-
-int bln_call_fd(const struct bln_device *dev, unsigned queue)
-{
-	return queue < BLN_QUEUES ? dev->queues[queue].call_fd : -EINVAL;
 }

@@ -108,8 +108,8 @@ struct bln_faults {
 
 /*
  * 0, -EINVAL (options; a feature that is not implemented counts as one, CORE-DEV-08),
- * -ENOMEM, or -errno of eventfd. mem must outlive the device; memory that is added to
- * it later is no part of the balloon.
+ * -ENOMEM, or -errno of eventfd. mem must outlive the device, or its place in it; memory
+ * that is added to it later is no part of the balloon.
  */
 int bln_create(struct gm *mem, const struct bln_options *options, struct bln_device **out);
 void bln_destroy(struct bln_device *dev);
@@ -143,15 +143,51 @@ uint32_t bln_config_generation(const struct bln_device *dev);
 /* Largest size of a queue; 0 when it is not there (TRN-03). */
 uint32_t bln_queue_size_max(const struct bln_device *dev, unsigned queue);
 
-/* Sets a queue up and enables it. config->features is replaced by the accepted
- * ones. -EINVAL (no such queue, size, alignment), -EFAULT, -EBUSY (enabled already or not
- * FEATURES_OK), -ENOMEM. */
+/* Sets a fresh queue up and starts it: bln_queue_start() of a ring that nobody has used yet. */
 int bln_queue_enable(struct bln_device *dev, unsigned queue, const struct vq_config *config);
+
+/*
+ * Starts a queue at available index `base`; the used index goes on from the one in the ring.
+ * config->features is replaced by the accepted ones. -EINVAL (no such queue, size, alignment),
+ * -EFAULT, -EBUSY (started already or not FEATURES_OK), -ENOMEM.
+ */
+int bln_queue_start(struct bln_device *dev, unsigned queue, const struct vq_config *config,
+		    uint16_t base);
+
+/*
+ * Stops a queue and returns the available index at which it is to go on, or -EINVAL if it is not
+ * started. Every chain before that index is used; once this returns, the ring is left alone. A
+ * statistics buffer that is held counts as not taken: it is read again after the next start.
+ */
+int bln_queue_stop(struct bln_device *dev, unsigned queue);
 
 /* Eventfds, owned by the device, all non-blocking (poll before reading): the driver writes kick,
  * reads call; -EINVAL for no such queue. */
 int bln_kick_fd(const struct bln_device *dev, unsigned queue);
 int bln_call_fd(const struct bln_device *dev, unsigned queue);
+
+/* The eventfds of a queue that a front end can bring. */
+enum bln_fd {
+	BLN_FD_KICK, /* it writes: buffers are available */
+	BLN_FD_CALL, /* we write: buffers are used */
+	BLN_FD_ERR,  /* we write: the ring is broken */
+};
+
+/*
+ * Uses a front end's eventfd (or pipe) in place of the device's own; -1 goes back. An earlier one is
+ * closed. The device takes ownership of fd on success only. The worker follows at once. May be called
+ * in any state. A closed pipe must not kill the process: SIGPIPE is to be ignored. -EINVAL, or
+ * -errno of epoll_ctl for a kick that cannot be waited for.
+ */
+int bln_queue_set_fd(struct bln_device *dev, unsigned queue, enum bln_fd which, int fd);
+
+/*
+ * Exchanges guest memory, while no queue is started (else -EBUSY). Pages in the balloon that the new
+ * memory has too stay in it. Once this returns 0 the old memory map may be destroyed. -ENOMEM
+ * changes nothing.
+ */
+int bln_set_memory(struct bln_device *dev, struct gm *mem);
+
 int bln_config_fd(const struct bln_device *dev); /* configuration change */
 
 /* ---- what the host does ------------------------------------------------ */

@@ -15,10 +15,12 @@
 
 int bln_set_target(struct bln_device *dev, uint32_t pages)
 {
-	if (pages > gm_size(dev->mem) >> GM_PAGE_SHIFT)
-		return -EINVAL;
+	int rc = 0;
+
 	pthread_mutex_lock(&dev->state);
-	if (pages != dev->num_pages) {
+	if (pages > gm_size(dev->mem) >> GM_PAGE_SHIFT) {
+		rc = -EINVAL;
+	} else if (pages != dev->num_pages) {
 		atomic_set(dev->num_pages, pages);
 		/* New generation before the notification: who is woken reads it (TRN-01). */
 		atomic_set(dev->generation, dev->generation + 1);
@@ -27,7 +29,7 @@ int bln_set_target(struct bln_device *dev, uint32_t pages)
 			bln_config_changed(dev);
 	}
 	pthread_mutex_unlock(&dev->state);
-	return 0;
+	return rc;
 }
 
 uint32_t bln_target(const struct bln_device *dev)
@@ -125,12 +127,16 @@ int bln_latency(struct bln_device *dev, unsigned queue, struct histogram *out)
 	return 0;
 }
 
-/* One bit of one word: exact for the page, no lock needed. */
+/* One bit of one word: exact for the page. The lock only keeps the record where it is. */
 int bln_holds(struct bln_device *dev, uint64_t pfn)
 {
-	if (pfn >= dev->pages)
-		return -EINVAL;
-	return (atomic_get(dev->held[pfn / 64]) >> (pfn % 64)) & 1;
+	int rc = -EINVAL;
+
+	pthread_mutex_lock(&dev->state);
+	if (pfn < dev->pages)
+		rc = (atomic_get(dev->held[pfn / 64]) >> (pfn % 64)) & 1;
+	pthread_mutex_unlock(&dev->state);
+	return rc;
 }
 
 enum vq_broken bln_broken(struct bln_device *dev, unsigned *queue)

@@ -3,6 +3,7 @@
  * What the parts of the balloon device share; nobody else includes this.
  *
  *   balloon_device.c   making and unmaking, status, features, configuration space
+ *   balloon_rings.c    starting and stopping queues, their eventfds, exchanging the memory
  *   balloon_host.c     the host's wish, numbers and faults
  *   balloon_queues.c   passes over the queues: PFN requests, acknowledgement, calls
  *   balloon_stats.c    the statistics queue
@@ -10,7 +11,8 @@
  *
  * Locks, outermost first; none is taken while a later one is held:
  *
- *   control       one writer of the status register or enabler of a queue at a time
+ *   control       one at a time who writes the status register, starts or stops a queue,
+ *                 or exchanges the memory
  *   queue.lock    one a queue, in rising order; held for a whole pass, so a reset
  *                 that has all three knows that no ring is being touched (CORE-DEV-11)
  *   pages         the page record and the discarder, a piece of a request at a time
@@ -33,26 +35,29 @@
 #define QUEUE_DEFLATE 1u
 #define QUEUE_STATS   2u
 
+#define BLN_FDS 3u /* enum bln_fd */
+
 #define PIECE_PFNS 4096u /* a longer request is worked off in pieces of this many (T-16) */
 
 struct bln_queue {
-	pthread_mutex_t lock;            /* see above */
-	struct vq_device *vq;            /* NULL until enabled; changes under lock and state */
-	uint32_t *pfns;                  /* PIECE_PFNS of a request; not for statistics */
-	uint64_t avail_idx_addr;         /* guest address of the driver's index; under state */
-	uint32_t size;                   /* descriptors; under state */
-	uint16_t shown;                  /* used index as the driver sees it; atomic */
-	bool holding;                    /* statistics: a buffer is held; under lock */
-	uint16_t held_head;              /* its head */
-	int kick_fd;                     /* driver to device */
-	int call_fd;                     /* device to driver */
-	uint64_t pokes;                  /* our own writes to kick_fd not yet read; atomic */
+	pthread_mutex_t lock;    /* see above */
+	struct vq_device *vq;    /* NULL unless started; changes under lock and state */
+	uint32_t *pfns;          /* PIECE_PFNS of a request; not for statistics */
+	uint64_t avail_idx_addr; /* guest address of the driver's index; under state */
+	uint32_t size;           /* descriptors; under state */
+	uint16_t shown;          /* used index as the driver sees it; atomic */
+	bool holding;            /* statistics: a buffer is held; under lock */
+	uint16_t held_head;      /* its head */
+	int kick_fd;             /* driver to device; also our own pokes */
+	int call_fd;             /* device to driver, unless there is an outside one */
+	int outside[BLN_FDS]; /* a front end's eventfds or -1; under lock, kick also under state */
+	uint64_t pokes;       /* our own writes to kick_fd not yet read; atomic */
 	struct vq_device_counters count; /* copy of the device half's; atomic, each */
 	struct histogram latency;        /* pop to publication, ns */
 };
 
 struct bln_device {
-	struct gm *mem;           /* guest memory */
+	struct gm *mem; /* guest memory; under control, all queue locks, pages and state */
 	struct bln_options offer; /* as created; features are the offered ones */
 	struct discard *discard;  /* gives pages back; under pages */
 	uint64_t *held; /* bit p % 64 of word p / 64: page p is ours; under pages, atomic */
@@ -72,6 +77,7 @@ struct bln_device {
 	uint32_t generation;    /* configuration changes made by the device; under state, atomic */
 	uint64_t actual_writes; /* writes of `actual`; under state, atomic */
 	int config_fd;          /* configuration change */
+	int kicks_fd;           /* epoll set of all kick eventfds; marks see bln_follow() */
 	int actual_fd;          /* `actual` was written */
 	struct bln_stats stats; /* last statistics; under state */
 	enum vq_broken broken;  /* first ring error since reset; under state */
@@ -100,11 +106,20 @@ void bln_config_changed(struct bln_device *dev);
 /* Makes the worker look at a queue, without it counting as the driver's kick. */
 void bln_poke(struct bln_device *dev, unsigned queue);
 
+/* ---- balloon_rings.c ---------------------------------------------------- */
+
+/* PFNs that the page record has to cover: no more than 32 bits can name (T-17). */
+uint64_t bln_record_pages(const struct gm *mem);
+
+/* Adds a kick eventfd to the set. The mark is the queue's number for our own eventfd, and
+ * BLN_QUEUES more for one from outside. 0 or -errno. */
+int bln_follow(struct bln_device *dev, int fd, unsigned mark);
+
 /* ---- balloon_queues.c --------------------------------------------------- */
 
-/* Reads a kick eventfd. True if the queue is to be processed; false if there was nothing, or it
- * was swallowed. */
-bool bln_kick_take(struct bln_device *dev, unsigned queue);
+/* Reads the kick eventfd of a mark of the set. True if its queue is to be processed; false if
+ * there was nothing, or it was swallowed. */
+bool bln_kick_take(struct bln_device *dev, unsigned mark);
 
 /* Ends acknowledgement delays now, and passes after the chain in hand, until called with false. */
 void bln_hurry(struct bln_device *dev, bool on);

@@ -31,7 +31,10 @@
 #include "balloon_internal.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -66,10 +69,10 @@ static uint64_t fault_take(uint32_t *left, uint64_t n)
 
 /* ---- notifications ------------------------------------------------------ */
 
-bool bln_kick_take(struct bln_device *dev, unsigned queue)
+/* Reads our own eventfd: how many kicks of the driver, and whether there was anything. */
+static bool take_own(struct bln_queue *q, uint64_t *kicks)
 {
-	struct bln_queue *q = &dev->queues[queue];
-	uint64_t value, ours, lost;
+	uint64_t value, ours;
 
 	if (read(q->kick_fd, &value, sizeof(value)) != sizeof(value))
 		return false;
@@ -79,9 +82,53 @@ bool bln_kick_take(struct bln_device *dev, unsigned queue)
 	if (ours > value)
 		ours = value;
 	__atomic_fetch_sub(&q->pokes, ours, __ATOMIC_RELAXED);
-	atomic_add(dev->count.kicks, value - ours);
-	lost = fault_take(&dev->faults.lose_kicks, value - ours);
-	return lost < value;
+	*kicks = value - ours;
+	return true;
+}
+
+/*
+ * The same of a front end's. It may be a blocking one, or a pipe, and its other owner may read it
+ * too: RWF_NOWAIT never sleeps, and what does not know that flag was made non-blocking when it came.
+ */
+static bool take_outside(struct bln_device *dev, struct bln_queue *q, uint64_t *kicks)
+{
+	uint64_t value = 0;
+	struct iovec iov = {.iov_base = &value, .iov_len = sizeof(value)};
+	ssize_t rc = -1;
+	int fd;
+
+	pthread_mutex_lock(&dev->state); /* keeps the descriptor from being closed */
+	fd = q->outside[BLN_FD_KICK];
+	if (fd >= 0) {
+		rc = preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
+		if (rc < 0 && errno == EOPNOTSUPP)
+			rc = read(fd, &value, sizeof(value));
+		/* An end of file or an error would wake us for ever. */
+		if (rc == 0 || (rc < 0 && errno != EAGAIN && errno != EINTR))
+			epoll_ctl(dev->kicks_fd, EPOLL_CTL_DEL, fd, NULL);
+	}
+	pthread_mutex_unlock(&dev->state);
+	*kicks = rc == sizeof(value) ? value : 1;
+	return rc > 0;
+}
+
+bool bln_kick_take(struct bln_device *dev, unsigned mark)
+{
+	struct bln_queue *q = &dev->queues[mark % BLN_QUEUES];
+	uint64_t kicks, lost;
+
+	if (mark >= BLN_QUEUES) {
+		if (!take_outside(dev, q, &kicks))
+			return false;
+		atomic_add(dev->count.kicks, kicks);
+		lost = fault_take(&dev->faults.lose_kicks, kicks);
+		return lost < kicks;
+	}
+	if (!take_own(q, &kicks))
+		return false;
+	atomic_add(dev->count.kicks, kicks);
+	lost = fault_take(&dev->faults.lose_kicks, kicks);
+	return lost < kicks || kicks == 0;
 }
 
 bool bln_call_wanted(struct bln_device *dev, struct bln_queue *q)
@@ -97,12 +144,26 @@ bool bln_call_wanted(struct bln_device *dev, struct bln_queue *q)
 	return wanted;
 }
 
+/*
+ * Writes to a front end's eventfd, or to our own where it gave none. Its own may be a blocking
+ * one: full means that it has not looked since, and nothing is missed.
+ */
+static void notify(struct bln_queue *q, enum bln_fd which, int own)
+{
+	struct pollfd room = {.fd = q->outside[which], .events = POLLOUT};
+
+	if (room.fd < 0 && own >= 0)
+		bln_raise(own);
+	else if (room.fd >= 0 && poll(&room, 1, 0) == 1 && (room.revents & POLLOUT))
+		bln_raise(room.fd);
+}
+
 void bln_call(struct bln_device *dev, struct bln_queue *q)
 {
 	if (fault_take(&dev->faults.lose_calls, 1))
 		return;
 	atomic_add(dev->count.calls, 1);
-	bln_raise(q->call_fd);
+	notify(q, BLN_FD_CALL, q->call_fd);
 }
 
 /* ---- acknowledgement ---------------------------------------------------- */
@@ -304,6 +365,7 @@ static void broke(struct bln_device *dev, struct bln_queue *q, unsigned queue)
 		atomic_set(dev->status, (uint8_t)(dev->status | BLN_STATUS_NEEDS_RESET));
 		if (dev->status & BLN_STATUS_DRIVER_OK)
 			bln_config_changed(dev);
+		notify(q, BLN_FD_ERR, -1);
 	}
 	pthread_mutex_unlock(&dev->state);
 }

@@ -105,6 +105,13 @@ void discard_set_held(struct discard *d, const uint64_t *held)
 	d->held = held;
 }
 
+void discard_set_memory(struct discard *d, struct gm *mem)
+{
+	d->mem = mem;
+	d->held = NULL;
+	d->region.size = 0; /* a copy of one that is gone */
+}
+
 void discard_set_host_page(struct discard *d, uint64_t bytes)
 {
 	d->host_page_forced = bytes != 0;

@@ -70,6 +70,10 @@ uint64_t discard_fail_left(const struct discard *d);
  */
 void discard_set_held(struct discard *d, const uint64_t *held);
 
+/* Goes on with another memory map; what discard_set_held() was told is forgotten. Not to be called
+ * during discard_pages(). */
+void discard_set_memory(struct discard *d, struct gm *mem);
+
 /* Pretends a host page of `bytes` (a power of 2, at least 4096) for tests; 0 = the real one. */
 void discard_set_host_page(struct discard *d, uint64_t bytes);
 

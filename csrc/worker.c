@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One thread, one epoll set: the kick eventfd of each queue, and an eventfd that
- * says stop. A kick that was read means "look at the queue": bln_process() then
- * takes what is there, until it is empty or others should have their turn (it
- * pokes the eventfd itself in that case).
+ * One thread, one epoll set: the device's, with the kick eventfds of its queues, to
+ * which the worker adds an eventfd that says stop. A kick that was read means "look
+ * at the queue": bln_process() then takes what is there, until it is empty or others
+ * should have their turn (it pokes the eventfd itself in that case). Eventfds that a
+ * front end brings or takes away are added and removed by balloon_rings.c.
  *
  * The processor may be chosen since a wake-up across processors can cost far more
  * than one on the same, in particular under a hypervisor that has to be asked to
@@ -27,7 +28,8 @@
 
 #include "balloon_internal.h"
 
-#define EVENT_STOP BLN_QUEUES /* the epoll mark that follows the queues' numbers */
+#define EVENT_STOP (2 * BLN_QUEUES) /* the mark that follows those of bln_follow() */
+#define EVENTS     (EVENT_STOP + 1)
 
 struct bln_worker {
 	struct bln_device *dev; /* what it serves */
@@ -35,19 +37,18 @@ struct bln_worker {
 	clockid_t clock;        /* its processor time */
 	sem_t started;          /* posted once tid is there */
 	int tid;                /* its kernel thread id */
-	int epoll_fd;           /* what it sleeps on */
 	int stop_fd;            /* raised to end it */
 };
 
 static void *run(void *arg)
 {
 	struct bln_worker *worker = arg;
-	struct epoll_event events[BLN_QUEUES + 1];
+	struct epoll_event events[EVENTS];
 
 	worker->tid = (int)gettid();
 	sem_post(&worker->started);
 	for (;;) {
-		const int n = epoll_wait(worker->epoll_fd, events, BLN_QUEUES + 1, -1);
+		const int n = epoll_wait(worker->dev->kicks_fd, events, EVENTS, -1);
 
 		if (n < 0 && errno != EINTR)
 			return NULL;
@@ -57,36 +58,22 @@ static void *run(void *arg)
 				return NULL;
 		}
 		for (int i = 0; i < n; i++) {
-			const unsigned queue = events[i].data.u32;
+			const unsigned mark = events[i].data.u32;
 
-			if (bln_kick_take(worker->dev, queue))
-				(void)bln_process(worker->dev, queue); /* errors show in status */
+			/* Errors show in status. */
+			if (bln_kick_take(worker->dev, mark))
+				(void)bln_process(worker->dev, mark % BLN_QUEUES);
 		}
 	}
 }
 
-static int watch(int epoll_fd, int fd, unsigned mark)
-{
-	struct epoll_event event = {.events = EPOLLIN, .data.u32 = mark};
-
-	return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
-}
-
-/* Level-triggered: a kick that was not read yet wakes again, so none is missed. */
+/* Level-triggered, as the kicks: what was not read yet wakes again, so none is missed. */
 static int open_events(struct bln_worker *worker)
 {
-	int rc;
-
-	worker->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (worker->epoll_fd < 0)
-		return -errno;
 	worker->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (worker->stop_fd < 0)
 		return -errno;
-	rc = watch(worker->epoll_fd, worker->stop_fd, EVENT_STOP);
-	for (unsigned queue = 0; queue < BLN_QUEUES && rc == 0; queue++)
-		rc = watch(worker->epoll_fd, bln_kick_fd(worker->dev, queue), queue);
-	return rc;
+	return bln_follow(worker->dev, worker->stop_fd, EVENT_STOP);
 }
 
 static int start_thread(struct bln_worker *worker, int cpu)
@@ -118,9 +105,7 @@ static int start_thread(struct bln_worker *worker, int cpu)
 static void close_events(struct bln_worker *worker)
 {
 	if (worker->stop_fd >= 0)
-		close(worker->stop_fd);
-	if (worker->epoll_fd >= 0)
-		close(worker->epoll_fd);
+		close(worker->stop_fd); /* leaves the set by that */
 	sem_destroy(&worker->started);
 	free(worker);
 }
@@ -133,7 +118,6 @@ int bln_worker_start(struct bln_device *dev, int cpu, struct bln_worker **out)
 	if (!worker)
 		return -ENOMEM;
 	worker->dev = dev;
-	worker->epoll_fd = -1;
 	worker->stop_fd = -1;
 	sem_init(&worker->started, 0, 0);
 	rc = open_events(worker);

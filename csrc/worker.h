@@ -10,7 +10,7 @@
 
 struct bln_worker; /* opaque */
 
-/* Starts the thread with all signals blocked. cpu >= 0 binds it to that processor (best effort).
+/* Starts the thread with all signals blocked; a device has one at a time. cpu >= 0 binds it to that processor (best effort).
  * 0, -ENOMEM, -errno. */
 int bln_worker_start(struct bln_device *dev, int cpu, struct bln_worker **out);
 
