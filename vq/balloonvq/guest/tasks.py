@@ -60,8 +60,14 @@ class UserTask:
             kernel.memory.stamp(batch.pfns, batch.count, self._owner)
             kernel.faults.add(batch.count)
             with self._mmap_lock:
-                self._batches.append(batch)
-                self.pages += batch.count
+                killed = self.killed
+                if not killed:
+                    self._batches.append(batch)
+                    self.pages += batch.count
+            if killed:
+                # By another task, after its pages were taken away: nobody would free these.
+                kernel.pages.free(batch, Place.USER)
+                raise TaskKilled(self.name)
             got += batch.count
         return got
 
