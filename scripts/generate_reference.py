@@ -139,6 +139,7 @@ def type_name(annotation: str) -> str:
         "None": "null",
         "tuple[str, ...]": "array of strings",
         "dict[str, int]": "object of integers",
+        "dict[str, str]": "object of strings",
     }
     if annotation in words:
         return words[annotation]

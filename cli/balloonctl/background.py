@@ -563,6 +563,7 @@ def stop(name: str, timeout: float = 10.0) -> StopMethod:
 
     :raise NoSuchMachine: there is none.
     :raise MachineUnreachable: it does not end, or its process cannot be found.
+    :raise BalloonError: it has ended, and reported this while it did.
     """
     files = _files(name)
     try:
@@ -572,9 +573,24 @@ def stop(name: str, timeout: float = 10.0) -> StopMethod:
     except OSError as error:
         raise _no_files(files, error) from error
     try:
-        return _stop(files, lock, timeout)
+        method = _stop(files, lock, timeout)
     finally:
         os.close(lock)
+    _raise_last_error(files)
+    return method
+
+
+def _raise_last_error(files: _Files) -> None:
+    """Passes on what went wrong while the machine ended.
+
+    :raise BalloonError: that, in its own class.
+    """
+    try:
+        document = json.loads(files.log.read_text(errors="replace").splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return
+    if isinstance(document, dict) and document.get("schema") == "balloonctl/error/1":
+        raise restore_error(document)
 
 
 def _stop(files: _Files, lock: int, timeout: float) -> StopMethod:
@@ -772,8 +788,11 @@ def _end(machine: ServedMachine | None, server: QMPServer | None, reason: str) -
         if thing is not None:
             try:
                 thing()
-            except Exception:  # noqa: BLE001 - it ends either way
+            except Exception as error:  # noqa: BLE001 - it ends either way
                 traceback.print_exc()
+                if isinstance(error, BalloonError):
+                    # The last line of the log: what `stop` reads.
+                    print(json.dumps(error.as_document()), file=sys.stderr)  # noqa: T201
 
 
 def _as_balloon_error(error: BaseException, files: _Files) -> BalloonError:

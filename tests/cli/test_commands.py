@@ -460,6 +460,7 @@ def test_start_passes_its_options_on(call: Call, world: World) -> None:
             "stats_interval": 2,
             "pin": False,
             "clock": "virtual",
+            "design_options": {},
         }
     ]
 

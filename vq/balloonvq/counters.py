@@ -28,6 +28,7 @@ __all__ = [
     "DeadlockReport",
     "DeadlockTask",
     "HeldLock",
+    "KernelStack",
     "Latency",
     "OomReport",
     "QueueStatus",
@@ -140,6 +141,16 @@ class QueueStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelStack:
+    """The kernel stacks of the guest's tasks, as far as reclaim and the OOM notifier use them."""
+
+    size_bytes: int = 16 << 10
+    """Of each stack."""
+    peak_bytes: int = 0
+    """The deepest that any task was, with an estimate of what lies above the driver; 0: nobody got there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Balloon:
     """Where the balloon stands."""
 
@@ -161,6 +172,8 @@ class Status:
     """Process that runs it."""
     design: str
     """Locking design of the driver."""
+    design_options: dict[str, str] = field(default_factory=dict)
+    """The value of each of its options."""
     ram_bytes: int
     target_bytes: int
     """Size of the balloon that the host asked for."""
@@ -191,6 +204,7 @@ class Status:
     discard: str
     """punch, dontneed, free or none."""
     balloon: Balloon
+    stack: KernelStack = KernelStack()
     counters: Counters
     queues: tuple[QueueStatus, ...]
     uptime_ns: int

@@ -17,12 +17,13 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import PurePath
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TypeVar
 
 from balloonvq.counters import (
     Balloon,
@@ -30,6 +31,7 @@ from balloonvq.counters import (
     Counters,
     DeadlockReport,
     DeadlockTask,
+    KernelStack,
     MachineState,
     OomOutcome,
     OomReport,
@@ -41,10 +43,11 @@ from balloonvq.counters import (
     to_document,
 )
 from balloonvq.device import BalloonDevice, DiscardMethod
-from balloonvq.driver.designs import find
+from balloonvq.driver.designs import choose_options, find, is_file
 from balloonvq.driver.driver import STATS, BalloonDriver
 from balloonvq.errors import (
     BalloonError,
+    DesignError,
     DeviceBroken,
     InternalError,
     InvalidArgument,
@@ -66,6 +69,8 @@ from balloonvq.runtime import Stopped
 from balloonvq.runtime.threads import ThreadRuntime, ThreadTask
 
 __all__ = ["Machine", "MachineConfig"]
+
+T = TypeVar("T")
 
 #: Bytes of guest memory that are touched between two progress reports.
 TOUCH_STEP = 64 << 20
@@ -89,6 +94,12 @@ OOM_LOOK_NS = 20_000_000
 CLOCKS = ("real", "virtual")
 SEED_MAX = (1 << 64) - 1
 
+#: Seconds that tasks have to end when the machine stops.
+STOP_SECONDS = 3.0
+
+#: Seconds of real time without any progress after which a verb that runs guest code gives up.
+STUCK_SECONDS = 10.0
+
 #: Pages that `oom --while-filling` asks for: a few rounds of the notifier.
 WHILE_FILLING_PAGES = 1024
 
@@ -104,7 +115,8 @@ class MachineConfig:
             None is all of it.
         used_bytes: how much a resident program owns all the time; None is 5 %.
         fragmented: free pages come in an order drawn from `seed`.
-        design: name of the locking design.
+        design: name of the locking design, or ``path/to/file.py:ClassName``.
+        design_options: values of the design's options that are not the default.
         deflate_on_oom, must_tell_host, event_idx, indirect: features on offer.
         queue_size: descriptors a queue, a power of 2 up to 32768.
         discard: how the device gives pages back.
@@ -121,6 +133,7 @@ class MachineConfig:
     used_bytes: int | None = None
     fragmented: bool = False
     design: str = "modern"
+    design_options: Mapping[str, str] = field(default_factory=dict)
     deflate_on_oom: bool = True
     must_tell_host: bool = True
     event_idx: bool = True
@@ -157,12 +170,14 @@ class Machine:
         self.config = config
         self._check(config)
         design = find(config.design)
+        choose_options(design, config.design_options)
         self._cleanup = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._subscribers: list[Callable[[str, dict[str, object]], None]] = []
         self._deadlock: DeadlockReport | None = None
         self._trouble: BalloonError | None = None
         self._stopping = False
+        self._abandoned = False
         self._started_ns = time.monotonic_ns()
         self._stats_interval = 0
         self._polling = False
@@ -182,13 +197,13 @@ class Machine:
     ) -> None:
         cpu = shared_cpu() if config.pin else None
         self.memory = GuestMemory(config.ram_bytes)
-        cleanup.callback(self.memory.close)
+        cleanup.callback(self._unless_abandoned, self.memory.close)
         self._touch(on_progress)
         kernel_pages = _kernel_pages(config.queue_size)
         self.pages = PageAllocator(
             self.memory.size_pages, kernel_pages, shuffled=config.fragmented, seed=config.seed
         )
-        cleanup.callback(self.pages.close)
+        cleanup.callback(self._unless_abandoned, self.pages.close)
         self.device = BalloonDevice(
             self.memory,
             features=BalloonDevice.offer(
@@ -200,7 +215,7 @@ class Machine:
             discard=config.discard,
             queue_size_max=config.queue_size,
         )
-        cleanup.callback(self.device.close)
+        cleanup.callback(self._unless_abandoned, self.device.close)
         self.runtime = ThreadRuntime(
             virtual_clock=config.clock == "virtual",
             cpu=cpu,
@@ -211,12 +226,17 @@ class Machine:
         self._repoll = self.runtime.wait_queue("statistics interval")
         self.kernel = Kernel(self.runtime, self.memory, self.pages, kernel_pages * PAGE_SIZE)
         self.driver = BalloonDriver(
-            self.runtime, self.kernel, self.device, design, queue_size=config.queue_size
+            self.runtime,
+            self.kernel,
+            self.device,
+            design,
+            queue_size=config.queue_size,
+            design_options=config.design_options,
         )
         self.device.start(cpu)
         with self.runtime.adopted("boot", "initialisation"):
             self._start_resident(config)
-            self.driver.probe()
+        self._run("boot", "initialisation", self.driver.probe)
         self._pump_stop = os.eventfd(0, os.EFD_CLOEXEC)
         cleanup.callback(os.close, self._pump_stop)
         self._pump = threading.Thread(target=self._pump_events, name="events", daemon=True)
@@ -305,12 +325,80 @@ class Machine:
         return lost
 
     def _stop_runtime(self) -> None:
-        if not self.runtime.stop():
-            raise InternalError(
-                "a task of the guest did not end", why="it is not blocked in a runtime primitive"
-            )
+        if not self.runtime.stop(STOP_SECONDS):
+            # Its thread may be anywhere in guest memory or rings: they are left to the end of the process.
+            self._abandoned = True
+            raise self._stuck("a task of the guest did not end", "it does not wait in a runtime primitive")
         self.driver.close()
         self.runtime.close()
+
+    def _unless_abandoned(self, close: Callable[[], None]) -> None:
+        if not self._abandoned:
+            close()
+
+    def _stuck(self, what: str, why: str) -> BalloonError:
+        """The error for guest code that does not go on, with the place where each task stands."""
+        standing = "; ".join(
+            f"{name} stands at {where}"
+            for name, where in self.runtime.standing()
+            if not where.startswith(("?", PurePath(__file__).name))
+        )
+        why = f"{why}: {standing}" if standing else why
+        if is_file(self.config.design):
+            return DesignError(
+                what, why=why, hint=f"look for a loop or a wait there, in {self.config.design}"
+            )
+        return InternalError(what, why=why)
+
+    def _run(self, name: str, role: str, function: Callable[[], T]) -> T:
+        """Runs guest code in a task of its own, and does not wait for ever.
+
+        Raises:
+            MachineStopped: if the machine ends meanwhile.
+            DesignError: if nothing at all has happened in the guest for `STUCK_SECONDS`.
+            BalloonError: whatever the function raises.
+        """
+        result: list[T] = []
+        raised: list[BalloonError] = []
+
+        def body() -> None:
+            try:
+                result.append(function())
+            except BalloonError as error:
+                raised.append(error)
+
+        try:
+            task = self.runtime.spawn(name, role, body)
+        except Stopped:
+            raise MachineStopped(f"machine {self.name} has ended") from None
+        seen, since = self._progress(), time.monotonic()
+        while not self.runtime.join(task, 0.5):
+            now = self._progress()
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since >= STUCK_SECONDS:
+                raise self._stuck(
+                    f"the guest stands still: {role}", f"nothing has moved for {STUCK_SECONDS:.0f} s"
+                )
+        if raised:
+            raise raised[0]
+        if result and not self.runtime.stopping:
+            return result[0]
+        if self._trouble is not None and task.error is not None:
+            raise self._trouble
+        raise MachineStopped(f"machine {self.name} has ended")
+
+    def _progress(self) -> tuple[object, ...]:
+        """Whatever changes when anything moves."""
+        kernel = self.kernel
+        with self._attached("watch", "sees that the guest goes on"):
+            return (
+                self.device.counters().requests,
+                self.pages.counts(),
+                kernel.oom_events.value,
+                kernel.faults.value,
+                self.config.clock == "virtual" and self.runtime.now_ns(),
+            )
 
     def _stop_pump(self) -> None:
         os.eventfd_write(self._pump_stop, 1)
@@ -381,16 +469,24 @@ class Machine:
 
     def _on_crash(self, task: ThreadTask, error: BaseException) -> None:
         """A task of the guest kernel ended with an error: the machine is in trouble."""
-        trouble = (
-            error
-            if isinstance(error, BalloonError)
-            else InternalError(f"task {task.name} ended with {type(error).__name__}", why=str(error))
-        )
+        trouble = error if isinstance(error, BalloonError) else self._crashed(task, error)
         with self._lock:
             if self._trouble is None:
                 self._trouble = trouble
         self._emit("X_TROUBLE", {"error": trouble.as_document()})
-        self.driver.vb.settled.wake_all()
+        if hasattr(self.driver, "vb"):
+            self.driver.vb.settled.wake_all()
+
+    def _crashed(self, task: ThreadTask, error: BaseException) -> BalloonError:
+        """The error for a task that ended with an exception of Python, with the line."""
+        where = ""
+        trace = error.__traceback__
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            where = f" at {PurePath(code.co_filename).name}:{trace.tb_lineno} in {code.co_qualname}"
+            trace = trace.tb_next
+        what = f"task {task.name} ended with {type(error).__name__}{where}"
+        return (DesignError if is_file(self.config.design) else InternalError)(what, why=str(error))
 
     def deadlock(self) -> DeadlockReport | None:
         """The first deadlock, if there was one."""
@@ -468,6 +564,7 @@ class Machine:
             state=self.state,
             pid=os.getpid(),
             design=self.config.design,
+            design_options=dict(self.driver.design.option),
             ram_bytes=self.ram_bytes,
             target_bytes=device.target_pages * PAGE_SIZE,
             target_pages=device.target_pages,
@@ -486,6 +583,9 @@ class Machine:
             device_status=status_names(device.status),
             discard=device.discard,
             balloon=self._balloon(),
+            stack=KernelStack(
+                size_bytes=self.kernel.stacks.size_bytes, peak_bytes=self.kernel.stacks.peak_bytes
+            ),
             counters=Counters(
                 inflated_pages=counted.inflated_pages,
                 deflated_pages=counted.deflated_pages,
@@ -570,7 +670,7 @@ class Machine:
         trouble = self.trouble
         if isinstance(trouble, DeviceBroken):
             return "device-broken"
-        if isinstance(trouble, RuleBroken):
+        if trouble is not None:
             return "kernel-bug"
         target, actual = self.device.target_pages, self.device.actual_pages
         if actual == target:
@@ -593,8 +693,7 @@ class Machine:
         Raises:
             MachineStopped: if the machine ends meanwhile.
         """
-        with self._task("wait", "waits for the target"):
-            return self._wait(timeout_ns, abandoned)
+        return self._run("wait", "waiting for the target", lambda: self._wait(timeout_ns, abandoned))
 
     def _wait(self, timeout_ns: int | None, abandoned: Callable[[], bool] | None) -> WaitResult:
         runtime = self.runtime
@@ -629,6 +728,8 @@ class Machine:
             if timeout_ns is not None:
                 step = max(1, min(step, timeout_ns - (runtime.now_ns() - started)))
             self.driver.vb.settled.wait_until(look, step)
+        if self._trouble is not None and not isinstance(self._trouble, RuleBroken):
+            raise self._trouble
         return WaitResult(
             outcome=ended[0],
             reason=ended[1],
@@ -664,6 +765,10 @@ class Machine:
 
     def sleep(self, duration_ns: int) -> None:
         """Lets that much of the machine's time pass."""
+        if self.config.clock == "virtual":
+            # Virtual time stands still while anybody runs, for ever if that is for ever.
+            self._run("script", "script", lambda: self.runtime.sleep(duration_ns))
+            return
         with self._task("script", "script"):
             self.runtime.sleep(duration_ns)
 
@@ -685,8 +790,11 @@ class Machine:
             MachineStopped: if the machine ends meanwhile.
             RuleBroken: if the guest kernel met a BUG().
         """
-        with self._oom_lock, self._task("caller", "runs oom"):
-            return self._oom(size_bytes, gfp_fs=gfp_fs and not while_filling, while_filling=while_filling)
+        fs = gfp_fs and not while_filling
+        with self._oom_lock:
+            return self._run(
+                "caller", "oom", lambda: self._oom(size_bytes, gfp_fs=fs, while_filling=while_filling)
+            )
 
     def _oom(self, size_bytes: int | None, *, gfp_fs: bool, while_filling: bool) -> OomReport:
         free = self.pages.free_pages()
@@ -754,8 +862,7 @@ class Machine:
 
     def compact(self, pages: int | None = None) -> CompactReport:
         """Runs compaction over the balloon's pages."""
-        with self._task("C", "compaction"):
-            return compact(self.kernel, self.driver.migrate, pages)
+        return self._run("C", "compaction", partial(compact, self.kernel, self.driver.migrate, pages))
 
     def check(self) -> dict[str, int]:
         """Lets every guest program check its pages: checked_pages, lost_pages."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -15,7 +16,6 @@ from balloonvq.errors import InvalidArgument
 
 __all__ = ["default_fields", "ps", "start", "stop"]
 
-_DESIGNS = ("modern", "coarse")
 _MAX_QUEUE = 32768
 
 
@@ -36,7 +36,27 @@ def _queue_size(ctx: click.Context, param: click.Parameter, value: int) -> int:
 def _complete_design(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The designs that come with balloonvq."""
     del ctx, param
-    return [name for name in _DESIGNS if name.startswith(incomplete)]
+    from balloonvq.driver.designs import DESIGNS
+
+    return [name for name in DESIGNS if name.startswith(incomplete)]
+
+
+def _design(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A design in a file is meant from here, wherever its machine will run."""
+    del ctx, param
+    file, colon, name = value.rpartition(":")
+    return f"{os.path.abspath(file)}:{name}" if colon and file else value  # noqa: PTH100 - no link is resolved
+
+
+def _design_options(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
+    """OPTION=VALUE, once or more."""
+    options = {}
+    for given in value:
+        name, equals, chosen = given.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{given!r} is not OPTION=VALUE", ctx, param)
+        options[name.strip()] = chosen.strip()
+    return options
 
 
 def machine_fields(*, ram: Size, touch: Size, used: Size, **same: Any) -> dict[str, Any]:
@@ -94,8 +114,17 @@ def default_fields() -> dict[str, Any]:
     default="modern",
     show_default=True,
     metavar="DESIGN",
+    callback=_design,
     shell_complete=_complete_design,
-    help="Locking design of the driver: modern, coarse.",
+    help="Locking design of the driver: one that `balloonctl designs` lists, or path/to/file.py:ClassName.",
+)
+@click.option(
+    "--set",
+    "design_options",
+    multiple=True,
+    metavar="OPTION=VALUE",
+    callback=_design_options,
+    help="Set an option of the design; may be given again.",
 )
 @click.option(
     "--deflate-on-oom/--no-deflate-on-oom",

@@ -124,6 +124,10 @@ def _overview(status: Mapping[str, Any]) -> Table:
             f"{size(status['returned_measured_bytes'])} measured as returned; "
             f"guest memory occupies {size(status['memory_allocated_bytes'])}",
         )
+    if stack := status.get("stack", {}).get("peak_bytes"):
+        grid.add_row(
+            "stack", f"{size(stack)} of {size(status['stack']['size_bytes'])} in use on the way to deflation"
+        )
     if "features" in status:
         grid.add_row("features", " ".join(status["features"]) or "none")
         grid.add_row("device", " ".join(status["device_status"]) + f"; discard by {status['discard']}")

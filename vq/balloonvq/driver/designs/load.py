@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,18 @@ from balloonvq.driver.designs.base import Design
 from balloonvq.errors import DesignError, InvalidArgument
 
 __all__ = ["load"]
+
+#: What is called, with the names of its arguments.
+_OPERATIONS = {
+    "probe": (),
+    "fill": ("n",),
+    "leak": ("n",),
+    "migrate": ("new", "old"),
+    "on_oom": (),
+    "scan": ("nr",),
+    "resize": (),
+    "drain": (),
+}
 
 
 def load(name: str) -> type[Design]:
@@ -57,6 +70,14 @@ def load(name: str) -> type[Design]:
             why="a design has fill, leak and migrate",
             hint="derive from a design that has them, such as balloonvq.driver.designs.modern.Modern",
         )
+    for operation, arguments in _OPERATIONS.items():
+        try:
+            inspect.signature(getattr(found, operation)).bind(found, *arguments)
+        except TypeError as error:
+            raise DesignError(
+                f"{path}:{_line(path, operation)}: the design {wanted} has another {operation} than is called",
+                why=f"{operation}(self{''.join(f', {name}' for name in arguments)}) is called; {error}",
+            ) from None
     if "name" not in vars(found):
         found.name = wanted
     if "summary" not in vars(found):
