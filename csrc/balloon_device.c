@@ -409,6 +409,21 @@ int bln_config_write(struct bln_device *dev, uint32_t offset, const void *from, 
 	return 0;
 }
 
+int64_t bln_config_read32(struct bln_device *dev, uint32_t offset)
+{
+	uint32_t field;
+	int rc = bln_config_read(dev, offset, &field, sizeof(field));
+
+	return rc < 0 ? rc : (int64_t)le32toh(field);
+}
+
+int bln_config_write32(struct bln_device *dev, uint32_t offset, uint32_t value)
+{
+	const uint32_t field = htole32(value);
+
+	return bln_config_write(dev, offset, &field, sizeof(field));
+}
+
 uint32_t bln_config_generation(const struct bln_device *dev)
 {
 	return atomic_get(dev->generation);

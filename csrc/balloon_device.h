@@ -138,6 +138,9 @@ int bln_set_status(struct bln_device *dev, uint8_t status);
  * touches only `actual` (and poison_val when offered); other bytes are ignored. */
 int bln_config_read(struct bln_device *dev, uint32_t offset, void *to, uint32_t len);
 int bln_config_write(struct bln_device *dev, uint32_t offset, const void *from, uint32_t len);
+/* The same for a whole le32 field, by value in the host's byte order: its value, or -EINVAL. */
+int64_t bln_config_read32(struct bln_device *dev, uint32_t offset);
+int bln_config_write32(struct bln_device *dev, uint32_t offset, uint32_t value);
 uint32_t bln_config_generation(const struct bln_device *dev);
 
 /* Largest size of a queue; 0 when it is not there (TRN-03). */

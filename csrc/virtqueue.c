@@ -279,3 +279,13 @@ void vq_device_counters_get(const struct vq_device *vq, struct vq_device_counter
 	if (likely(vq->format == VQ_FORMAT_SPLIT))
 		split_device_counters_get(vq, out);
 }
+
+int vq_driver_send(struct vq_driver *vq, uint64_t addr, uint32_t len)
+{
+	const struct vq_segment segment = {.addr = addr, .len = len};
+	int rc = vq_driver_add(vq, &segment, 1, 0, addr);
+
+	if (rc == 0)
+		vq_driver_publish(vq);
+	return rc;
+}

@@ -139,6 +139,12 @@ int vq_driver_add(struct vq_driver *vq, const struct vq_segment *segments, unsig
 		  unsigned writable, uint64_t token);
 
 /*
+ * vq_driver_add() of one device-readable segment with its address as the token, and
+ * vq_driver_publish() if that went well: what a driver with one request at a time needs.
+ */
+int vq_driver_send(struct vq_driver *vq, uint64_t addr, uint32_t len);
+
+/*
  * As vq_driver_add(), through an indirect table at guest-physical table_addr
  * (16 * (readable + writable) bytes, owned by the buffer until it is used).
  * -EOPNOTSUPP unless VQ_F_INDIRECT_DESC was negotiated (SPLIT-DRV-07).

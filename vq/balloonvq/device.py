@@ -9,6 +9,7 @@ as a real one reaches it through registers or messages. Its second half is what 
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,15 @@ from balloonvq.ffi import CData, check, ffi, lib
 from balloonvq.memory import GuestMemory
 from balloonvq.queue import RingAddresses, ring_config
 
-__all__ = ["FAULTS", "BalloonDevice", "DeviceCounters", "DeviceStats", "DiscardMethod"]
+__all__ = [
+    "FAULTS",
+    "QUEUE_FDS",
+    "BalloonDevice",
+    "DeviceCounters",
+    "DeviceStats",
+    "DiscardMethod",
+    "QueueFd",
+]
 
 #: How pages go back to the host.
 DiscardMethod = Literal["punch", "dontneed", "free", "none"]
@@ -33,6 +42,12 @@ _METHODS = {
 
 #: num_pages is a le32.
 PFN_MAX = 0xFFFFFFFF
+
+#: The eventfds of a queue that a front end can bring.
+QueueFd = Literal["kick", "call", "err"]
+QUEUE_FDS: tuple[QueueFd, ...] = ("kick", "call", "err")
+
+_FDS = {"kick": lib.BLN_FD_KICK, "call": lib.BLN_FD_CALL, "err": lib.BLN_FD_ERR}
 
 #: Fields of `struct bln_faults`: injected trouble.
 FAULTS = ("ack_delay_ns", "stall_queues", "lose_kicks", "lose_calls", "wrong_used_len", "fail_discards")
@@ -153,16 +168,27 @@ class BalloonDevice:
 
     def config_read32(self, offset: int) -> int:
         """A le32 of the configuration space; one access, so never torn."""
-        value = ffi.new("uint8_t[4]")
-        check(lib.bln_config_read(self._dev, offset, value, 4), f"read configuration at {offset}")
-        return int.from_bytes(bytes(value), "little")
+        value: int = lib.bln_config_read32(self._dev, offset)
+        return value if value >= 0 else check(value, f"read configuration at {offset}")
 
     def config_write32(self, offset: int, value: int) -> None:
         """Writes a le32 of the configuration space; only `actual` takes it."""
-        check(
-            lib.bln_config_write(self._dev, offset, value.to_bytes(4, "little"), 4),
-            f"write configuration at {offset}",
-        )
+        rc = lib.bln_config_write32(self._dev, offset, value)
+        if rc < 0:
+            check(rc, f"write configuration at {offset}")
+
+    def config_read(self, offset: int, size: int) -> bytes:
+        """Bytes of the configuration space; beyond its end they are 0 (T-48)."""
+        inside = max(0, min(size, lib.BLN_CONFIG_BYTES - offset))
+        value = ffi.new("uint8_t[]", max(1, inside))
+        check(lib.bln_config_read(self._dev, offset if inside else 0, value, inside), "read configuration")
+        return bytes(ffi.buffer(value, inside)).ljust(size, b"\0")
+
+    def config_write(self, offset: int, data: bytes) -> None:
+        """Writes bytes; those of `actual` are taken, all others and those beyond the end are not."""
+        inside = data[: max(0, lib.BLN_CONFIG_BYTES - offset)]
+        if inside:
+            check(lib.bln_config_write(self._dev, offset, inside, len(inside)), "write configuration")
 
     @property
     def config_generation(self) -> int:
@@ -181,6 +207,40 @@ class BalloonDevice:
         """
         config = ring_config(0, size, rings)
         check(lib.bln_queue_enable(self._dev, queue, config), f"enable the {BALLOON_QUEUES[queue]} queue")
+
+    def queue_start(self, queue: int, size: int, rings: RingAddresses, base: int) -> None:
+        """Starts a queue at an available index.
+
+        Raises:
+            CoreError: if size, alignment or place are not valid.
+        """
+        config = ring_config(0, size, rings)
+        check(lib.bln_queue_start(self._dev, queue, config, base), f"start the {BALLOON_QUEUES[queue]} queue")
+
+    def queue_stop(self, queue: int) -> int:
+        """Stops a queue; the available index at which it is to go on. Nothing of it is touched any more."""
+        return check(lib.bln_queue_stop(self._dev, queue), f"stop the {BALLOON_QUEUES[queue]} queue")
+
+    def queue_set_fd(self, queue: int, which: QueueFd, descriptor: int | None) -> None:
+        """Uses a front end's eventfd, which becomes the device's; None goes back to its own.
+
+        Raises:
+            CoreError: if nobody can wait for it; it is closed then.
+        """
+        rc = lib.bln_queue_set_fd(self._dev, queue, _FDS[which], -1 if descriptor is None else descriptor)
+        if rc < 0 and descriptor is not None:
+            os.close(descriptor)
+        check(rc, f"use the {which} descriptor of the {BALLOON_QUEUES[queue]} queue")
+
+    def set_memory(self, memory: GuestMemory) -> None:
+        """Goes on with other guest memory; the old map may be closed then.
+
+        Raises:
+            CoreError: while a queue runs.
+            NotEnoughMemory: if there is no room for the page record.
+        """
+        check(lib.bln_set_memory(self._dev, memory.handle), "exchange guest memory")
+        self._memory = memory
 
     def kick_fd(self, queue: int) -> int:
         """Eventfd that the driver writes to notify a queue."""

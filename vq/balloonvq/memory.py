@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Self
 
@@ -35,6 +36,31 @@ class GuestMemory:
         out = ffi.new("struct gm **")
         check(lib.gm_create(size_bytes, out), "map the guest's memory")
         self._gm: CData = out[0]
+
+    @classmethod
+    def empty(cls) -> GuestMemory:
+        """A memory map without any memory; see `add_region`."""
+        self = cls.__new__(cls)
+        out = ffi.new("struct gm **")
+        check(lib.gm_create_empty(out), "make a memory map")
+        self._gm = out[0]
+        return self
+
+    def add_region(self, guest_address: int, size_bytes: int, descriptor: int, offset: int) -> None:
+        """Maps a piece of a file; the map gets a copy of the descriptor.
+
+        Raises:
+            CoreError: if the region overlaps another, or the file ends before it does.
+        """
+        copy = os.dup(descriptor)
+        try:
+            check(
+                lib.gm_add_region(self._gm, guest_address, size_bytes, copy, offset),
+                f"map {size_bytes:#x} bytes of guest memory at {guest_address:#x}",
+            )
+        except BaseException:
+            os.close(copy)
+            raise
 
     @property
     def handle(self) -> CData:

@@ -97,7 +97,6 @@ class DriverQueue:
         out = ffi.new("struct vq_driver **")
         check(lib.vq_driver_create(memory.handle, config, out), f"set up the {name} queue")
         self._vq: CData = out[0]
-        self._segment = ffi.new("struct vq_segment[1]")
         self._counters = ffi.new("struct vq_driver_counters *")
 
     def add(self, address: int, size_bytes: int) -> None:
@@ -108,10 +107,7 @@ class DriverQueue:
                 more than one request a queue outstanding.
             InvalidArgument: if the buffer is empty or outside guest memory.
         """
-        segment = self._segment
-        segment[0].addr = address
-        segment[0].len = size_bytes
-        rc = lib.vq_driver_add(self._vq, segment, 1, 0, address)
+        rc = lib.vq_driver_send(self._vq, address, size_bytes)
         if rc < 0:
             if rc == -errno.ENOSPC:
                 raise KernelBug(
@@ -121,7 +117,6 @@ class DriverQueue:
             if rc == -errno.EIO:
                 raise self._broken()
             raise InvalidArgument(f"cannot add buffer {address:#x}+{size_bytes} to the {self.name} queue")
-        lib.vq_driver_publish(self._vq)
 
     def kick(self) -> None:
         """Notifies the device unless it asked not to be (SPLIT-DRV-20..25)."""

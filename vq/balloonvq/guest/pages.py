@@ -35,6 +35,10 @@ PFN_BYTES = 4
 PFN_ARRAY_BYTES = BATCH_MAX * PFN_BYTES
 
 
+#: The C type of a batch, looked up once.
+_PFNS = ffi.typeof(f"uint32_t[{BATCH_MAX}]")
+
+
 class Place(IntEnum):
     """Where a page is; every page is in exactly one place."""
 
@@ -58,7 +62,7 @@ class Batch:
     __slots__ = ("count", "pfns")
 
     def __init__(self, pfns: CData | None = None, count: int = 0) -> None:
-        self.pfns = ffi.new("uint32_t[]", BATCH_MAX) if pfns is None else pfns
+        self.pfns = ffi.new(_PFNS) if pfns is None else pfns
         self.count = count
 
     @classmethod
@@ -158,12 +162,12 @@ class PageAllocator:
 
     def take(self, count: int, to: Place) -> Batch | None:
         """Takes up to `count` (at most `BATCH_MAX`) free pages; None if there is none."""
-        batch = Batch()
-        got = check(lib.pa_alloc(self._pa, batch.pfns, min(count, BATCH_MAX), to), "allocate pages")
-        if not got:
-            return None
-        batch.count = got
-        return batch
+        pfns = ffi.new(_PFNS)
+        got = lib.pa_alloc(self._pa, pfns, min(count, BATCH_MAX), to)
+        if got > 0:
+            return Batch(pfns, got)
+        check(got, "allocate pages")
+        return None
 
     def free(self, batch: Batch, place: Place) -> None:
         """Puts pages that are in `place` on the free list.
@@ -192,17 +196,17 @@ class PageAllocator:
             KernelBug: when the list is empty and nothing is isolated, as
                 balloon_page_dequeue answers with BUG().
         """
-        batch = Batch()
-        got = lib.pa_list_dequeue(self._pa, batch.pfns, min(count, BATCH_MAX))
+        pfns = ffi.new(_PFNS)
+        got = lib.pa_list_dequeue(self._pa, pfns, min(count, BATCH_MAX))
+        if got > 0:
+            return Batch(pfns, got)
         if got == -errno.ENODATA:
             raise KernelBug(
                 "balloon_page_dequeue: BUG()",
                 why="the balloon list is empty, no page is isolated, and the driver wanted one",
             )
-        if not check(int(got), "take pages off the balloon list"):
-            return None
-        batch.count = int(got)
-        return batch
+        check(got, "take pages off the balloon list")
+        return None
 
     def isolate(self) -> Batch | None:
         """Takes one listed page for compaction, with its page lock; None if there is none."""
@@ -255,6 +259,8 @@ class PageAllocator:
         return self.counts().free
 
     def _check(self, rc: int, batch: Batch, place: Place, doing: str) -> None:
+        if rc == 0:
+            return
         if rc == -errno.EBADF:
             wrong = [pfn for pfn in batch if self.where(pfn) is not place]
             example = f"page {wrong[0]} is {self.where(wrong[0]).name}" if wrong else "a page came twice"

@@ -178,6 +178,9 @@ class ThreadMutex:
         self._lasti = frame.f_lasti
         task.held.append(self)
 
+    # The free mutex is taken and released on every request, so __enter__ and __exit__ spell the
+    # short way out instead of calling for it.
+
     def trylock(self) -> bool:
         task = self._runtime.current()
         if not self._taken.acquire(blocking=False):
@@ -186,17 +189,23 @@ class ThreadMutex:
         return True
 
     def lock(self) -> None:
-        self._lock(sys._getframe(1))
-
-    def __enter__(self) -> None:
-        self._lock(sys._getframe(1))
-
-    def _lock(self, frame: FrameType) -> None:
+        frame = sys._getframe(1)
         task = self._runtime.current()
         if self._taken.acquire(blocking=False):
             self._own(task, frame)
         else:
             self._lock_slow(task, frame)
+
+    def __enter__(self) -> None:
+        frame = sys._getframe(1)
+        task = self._runtime.current()
+        if not self._taken.acquire(blocking=False):
+            self._lock_slow(task, frame)
+            return
+        self._owner = task
+        self._code = frame.f_code
+        self._lasti = frame.f_lasti
+        task.held.append(self)
 
     def _lock_slow(self, task: ThreadTask, frame: FrameType) -> None:
         runtime = self._runtime
@@ -310,6 +319,10 @@ class ThreadWaitQueue:
         self.fds.append(fd)
 
     def wake_all(self) -> None:
+        # A waiter lists itself before it looks at its condition, so one that is not listed yet will see
+        # what the caller has changed.
+        if not self._waiters:
+            return
         runtime = self._runtime
         with runtime._guard:
             for task in self._waiters:
@@ -390,8 +403,9 @@ class ThreadWork:
         return fired
 
     def _take(self) -> bool:
-        # An interrupt and a queued flag are one order to run.
-        if not (self._interrupted() or self._queued):
+        # An interrupt and a queued flag are one order to run. While it is queued nobody looks at the
+        # eventfds: an interrupt stays in them, and makes it run once more.
+        if not (self._queued or self._interrupted()):
             return False
         self._running = True
         self._queued = False
