@@ -672,12 +672,14 @@ class Machine:
             return "device-broken"
         if trouble is not None:
             return "kernel-bug"
+        # Asked first: a worker that comes to rest after this look has written `actual` before it.
+        busy = self._driver_busy()
         target, actual = self.device.target_pages, self.device.actual_pages
         if actual == target:
             return None
         if self.driver.vb.out_of_puff.value and actual < target:
             return "guest-has-no-free-pages"
-        if self._driver_busy():
+        if busy:
             return None
         if actual < target:
             return "deflated-by-oom"
