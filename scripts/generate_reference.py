@@ -8,6 +8,7 @@ nothing is written, and the exit code is 1 if something is stale.
     errors    the tree and the classes, from balloonvq.errors
     json      the documents and their fields, from balloonvq.counters
     c-api     the interface of the C core, from the headers
+    design-api  what a locking design may call, from the docstrings
 """
 
 from __future__ import annotations
@@ -320,6 +321,55 @@ def c_reference() -> str:
     return "\n".join(lines)
 
 
+# ---- what a locking design may call ------------------------------------------
+
+#: Class -> members that are not a design's business.
+DESIGN_API: dict[str, tuple[str, ...]] = {
+    "balloonvq.driver.designs.base.Design": (),
+    "balloonvq.driver.balloon.Balloon": ("kernel",),
+    "balloonvq.driver.balloon.PageList": (),
+    "balloonvq.guest.pages.PfnArray": (),
+    "balloonvq.runtime.Mutex": (),
+    "balloonvq.runtime.Shared": (),
+    "balloonvq.runtime.WaitQueue": ("attach",),
+    "balloonvq.runtime.Runtime": ("work", "spawn", "this_task"),
+}
+
+
+def design_api() -> str:
+    """A heading a class, a line a member: its call and the first paragraph of its docstring."""
+
+    def cell(text: str) -> str:
+        return text.replace("|", chr(92) + "|")
+
+    lines: list[str] = []
+    for path, left_out in DESIGN_API.items():
+        module, _, name = path.rpartition(".")
+        kind = getattr(importlib.import_module(module), name)
+        lines += [f"## {name}", "", "```text", inspect.getdoc(kind) or "", "```", ""]
+        lines += ["| member | meaning |", "|---|---|"]
+        words = field_docs(inspect.getsource(importlib.import_module(module)))[name]
+        lines += [f"| `{word}` | {cell(text)} |" for word, text in words.items() if word not in left_out]
+        for member, value in vars(kind).items():
+            public = not member.startswith("_") and member not in left_out
+            if public and (callable(value) or isinstance(value, property)):
+                about = " ".join((inspect.getdoc(value) or "").split())
+                call = member if isinstance(value, property) else f"{member}{_call(value)}"
+                lines.append(f"| `{call.replace('|', chr(92) + '|')}` | {cell(about)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _call(function: Callable[..., Any]) -> str:
+    """A function's arguments and result as one writes them."""
+    signature = inspect.signature(function)
+    inside = [str(parameter) for name, parameter in signature.parameters.items() if name != "self"]
+    result = signature.return_annotation
+    return f"({', '.join(inside).replace(chr(39), '')})" + (
+        "" if result in {"None", None} else f" -> {result}"
+    )
+
+
 # ---- pages ------------------------------------------------------------------
 
 GENERATORS: dict[str, Callable[[], str]] = {
@@ -327,6 +377,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "errors": errors_reference,
     "json": json_reference,
     "c-api": c_reference,
+    "design-api": design_api,
 }
 PLACE = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

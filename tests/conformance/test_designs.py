@@ -390,6 +390,17 @@ def test_a_design_from_a_file(design_file: Any) -> None:
     assert (find(where).name, find(where).summary) == ("Mine", "Counts late.")
 
 
+@pytest.mark.parametrize("order", ["free-first", "tell-first"])
+def test_the_design_of_the_how_to(root: Path, design_file: Any, order: str) -> None:
+    page = (root / "docs/howto/write-a-design.md").read_text()
+    source = page.partition("```python\n")[2].partition("```")[0]
+    with running(design=design_file(source, "Hasty"), design_options={"order": order}) as machine:
+        settle(machine, 2000)
+        assert machine.oom().outcome == "relieved"
+        at_rest(machine)
+        remove(machine)
+
+
 MODERN = "from balloonvq.driver.designs.modern import Modern\n"
 
 
