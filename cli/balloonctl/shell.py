@@ -8,9 +8,11 @@ happens.
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 from click.shell_completion import CompletionItem, ShellComplete
@@ -136,6 +138,7 @@ class Shell:
         self.session = session
         self.voice = Voice(session.settings)
         self._watcher = _Watcher(session, self._announce)
+        self._busy = False
 
     def _announce(self, name: str, data: dict[str, Any], status: dict[str, Any] | None) -> None:
         """An event above the prompt."""
@@ -182,6 +185,7 @@ class Shell:
             prompt.color_depth = ColorDepth.DEPTH_1_BIT
         self.voice.note("help lists the commands, TAB completes, Ctrl-D leaves")
         self._watcher.start()
+        before = signal.signal(signal.SIGINT, self._interrupt)
         try:
             while True:
                 try:
@@ -191,12 +195,31 @@ class Shell:
                     continue
                 except EOFError:
                     return 0
-                self._watcher.quiet = True
                 try:
-                    self.session.dispatch(line)
+                    self._dispatch(line)
+                except KeyboardInterrupt:  # just after the line was done
+                    continue
                 except Leave:
                     return 0
-                finally:
-                    self._watcher.quiet = False
         finally:
+            signal.signal(signal.SIGINT, before)
             self._watcher.stop()
+
+    def _dispatch(self, line: str) -> None:
+        """Runs a line; Ctrl-C ends the line and never the shell."""
+        self._watcher.quiet = True
+        try:
+            self._busy = True
+            self.session.dispatch(line)
+        except KeyboardInterrupt:
+            # A second one, while the first was being reported.
+            pass
+        finally:
+            self._busy = False
+            self._watcher.quiet = False
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """Ctrl-C: between two lines there is nothing that it could end."""
+        del number, frame
+        if self._busy:
+            raise KeyboardInterrupt

@@ -816,7 +816,7 @@ class Machine:
             self.set_target(self.memory.size_pages)
         self._until_over(hog, task)
         deadlock = None if task.finished else self._deadlock
-        if while_filling and deadlock is None:
+        if while_filling:
             self.set_target(previous)
         return self._oom_report(hog, deadlock)
 
@@ -888,23 +888,7 @@ class Machine:
             return self._statistics(refresh)
 
     def _statistics(self, refresh: bool) -> StatsReport:
-        before = self.device.stats().updates
-        if refresh and self.device.request_stats():
-            deadline = time.monotonic_ns() + STATS_WAIT_NS
-            while self.device.stats().updates == before and time.monotonic_ns() < deadline:
-                if _readable(self._pump_stop, 0.002):
-                    break
-        stats = self.device.stats()
-        seen = (
-            datetime.fromtimestamp(stats.time_ns / 1e9, UTC).isoformat(timespec="seconds")
-            if stats.time_ns
-            else None
-        )
-        return StatsReport(
-            updates=stats.updates,
-            last_update=seen,
-            stats={stat_name(tag): value for tag, value in sorted(stats.values.items())},
-        )
+        return collect(self.device, refresh=refresh, ended=lambda: self._stopping)
 
     @property
     def stats_polling_interval(self) -> int:

@@ -129,7 +129,7 @@ _REASONS: dict[str, tuple[type[BalloonError], str, str]] = {
     ),
     "driver-stalled": (
         BalloonError,
-        "the driver does not move any more, though its target is not reached",
+        "the driver is stalled: it does not move any more, though its target is not reached",
         "balloonctl status; see whether requests wait in a queue",
     ),
     "deflated-by-oom": (
