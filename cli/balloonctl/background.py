@@ -851,7 +851,11 @@ def run_child(arguments: Sequence[str], factory: Factory) -> NoReturn:
 
 
 def _real_machine(options: dict[str, Any], on_progress: OnProgress) -> ServedMachine:
-    """The machine that every user gets."""
+    """The machine that every user gets: an emulated one, or a device for a guest elsewhere."""
+    if options.pop("kind", None) == "vhost-user":
+        from balloonvq.vhost_machine import VhostConfig, VhostMachine
+
+        return VhostMachine(VhostConfig(**options))
     from balloonvq.machine import Machine, MachineConfig
 
     return Machine.create(MachineConfig(**options), on_progress)

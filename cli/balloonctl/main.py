@@ -59,6 +59,7 @@ _MACHINES, _BALLOON, _LOOK, _SESSION, _TOOL = (
 
 COMMANDS: dict[str, Entry] = {
     "start": Entry(_MACHINES, "machines", "Start a machine in the background."),
+    "serve": Entry(_MACHINES, "serve", "Offer the balloon to a guest elsewhere, over vhost-user."),
     "ps": Entry(_MACHINES, "machines", "List the machines that run."),
     "stop": Entry(_MACHINES, "machines", "End a machine, or all."),
     "inflate": Entry(_BALLOON, "resize", "Make the balloon larger BY a size: takes memory from the guest."),

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 #: What the machine as a whole is doing.
-MachineState = Literal["running", "deadlocked", "broken", "bug", "stopping"]
+MachineState = Literal["running", "waiting", "deadlocked", "broken", "bug", "stopping"]
 
 #: Where the balloon stands against its target.
 BalloonState = Literal["settled", "moving", "short"]
@@ -53,6 +53,7 @@ ShortReason = Literal[
     "deadlocked",
     "device-broken",
     "kernel-bug",
+    "no-guest",
 ]
 
 
@@ -72,7 +73,7 @@ class Counters:
     """Inflate and deflate requests that the device acknowledged."""
     kicks: int = 0
     """Times the driver notified the device, all queues."""
-    kicks_suppressed: int = 0
+    kicks_suppressed: int | None = 0
     """Publications for which the device had asked for no kick."""
     interrupts: int = 0
     """Used-buffer notifications that the device sent, all queues."""
@@ -80,15 +81,15 @@ class Counters:
     """Publications of used entries for which the driver had asked for none."""
     config_changes: int = 0
     """Configuration change notifications."""
-    oom_events: int = 0
+    oom_events: int | None = 0
     """Times the guest was out of memory and called its notifiers."""
-    oom_kills: int = 0
+    oom_kills: int | None = 0
     """Tasks that the OOM killer ended."""
-    oom_deflated_pages: int = 0
+    oom_deflated_pages: int | None = 0
     """Pages that the balloon gave up to the OOM notifier."""
-    migrated_pages: int = 0
+    migrated_pages: int | None = 0
     """Balloon pages that compaction moved."""
-    migrations_refused: int = 0
+    migrations_refused: int | None = 0
     """Migrations that the driver answered with EAGAIN."""
     discards: int = 0
     """System calls that gave memory back."""
@@ -102,9 +103,9 @@ class Counters:
     """PFNs outside guest memory (T-15)."""
     pfns_never_inflated: int = 0
     """PFNs deflated though the device did not hold them (T-15)."""
-    lost_pages: int = 0
+    lost_pages: int | None = 0
     """Guest pages found without what their task had written."""
-    page_violations: int = 0
+    page_violations: int | None = 0
     """Times the guest handled a page that was not where it should have been."""
     stats_updates: int = 0
     """Statistics buffers received."""
@@ -132,8 +133,8 @@ class QueueStatus:
     """Number of descriptors."""
     depth: int
     """Buffers visible to the device and not acknowledged."""
-    kicks: int
-    kicks_suppressed: int
+    kicks: int | None
+    kicks_suppressed: int | None
     interrupts: int
     interrupts_suppressed: int
     latency: Latency | None = None
@@ -170,9 +171,9 @@ class Status:
     state: MachineState
     pid: int
     """Process that runs it."""
-    design: str
-    """Locking design of the driver."""
-    design_options: dict[str, str] = field(default_factory=dict)
+    design: str | None
+    """Locking design of the driver; None: a driver of its own, in a guest elsewhere."""
+    design_options: dict[str, str] | None = field(default_factory=dict)
     """The value of each of its options."""
     ram_bytes: int
     target_bytes: int
@@ -185,9 +186,9 @@ class Status:
     """Pages in the balloon by the device's own record (T-39)."""
     guest_usable_bytes: int
     """ram - actual: what QMP's `balloon` counts."""
-    guest_free_bytes: int
+    guest_free_bytes: int | None
     """On the guest's free list."""
-    guest_used_bytes: int
+    guest_used_bytes: int | None
     """Owned by guest tasks."""
     returned_acknowledged_bytes: int
     """held_pages in bytes: what the driver gave and the device acknowledged."""
@@ -204,7 +205,7 @@ class Status:
     discard: str
     """punch, dontneed, free or none."""
     balloon: Balloon
-    stack: KernelStack = KernelStack()
+    stack: KernelStack | None = KernelStack()
     counters: Counters
     queues: tuple[QueueStatus, ...]
     uptime_ns: int

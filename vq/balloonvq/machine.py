@@ -57,7 +57,6 @@ from balloonvq.errors import (
 )
 from balloonvq.features import BALLOON_QUEUES, Feature, feature_names, status_names
 from balloonvq.guest.compaction import compact
-from balloonvq.guest.guest_stats import stat_name
 from balloonvq.guest.hog import MemoryHog
 from balloonvq.guest.kernel import Kernel
 from balloonvq.guest.pages import PageAllocator
@@ -67,6 +66,7 @@ from balloonvq.memory import PAGE_SIZE, GuestMemory
 from balloonvq.queue import ring_layout
 from balloonvq.runtime import Stopped
 from balloonvq.runtime.threads import ThreadRuntime, ThreadTask
+from balloonvq.statistics import collect
 
 __all__ = ["Machine", "MachineConfig"]
 
@@ -83,9 +83,6 @@ KERNEL_EXTRA_BYTES = 64 << 10
 
 #: BALLOON_CHANGE events are at least this far apart, except for the last one.
 EVENT_INTERVAL = 0.05
-
-#: How long `statistics` waits for the driver's answer.
-STATS_WAIT_NS = 1_000_000_000
 
 #: How often a waiter looks whether an OOM run is over, when nothing wakes it.
 OOM_LOOK_NS = 20_000_000
@@ -590,8 +587,8 @@ class Machine:
                 inflated_pages=counted.inflated_pages,
                 deflated_pages=counted.deflated_pages,
                 requests=counted.requests,
-                kicks=sum(queue.kicks for queue in queues),
-                kicks_suppressed=sum(queue.kicks_suppressed for queue in queues),
+                kicks=sum(queue.kicks or 0 for queue in queues),
+                kicks_suppressed=sum(queue.kicks_suppressed or 0 for queue in queues),
                 interrupts=sum(queue.interrupts for queue in queues),
                 interrupts_suppressed=sum(queue.interrupts_suppressed for queue in queues),
                 config_changes=counted.config_changes,
@@ -885,10 +882,7 @@ class Machine:
             MachineStopped: if the machine has ended.
         """
         with self._task("statistics", "asks for statistics"):
-            return self._statistics(refresh)
-
-    def _statistics(self, refresh: bool) -> StatsReport:
-        return collect(self.device, refresh=refresh, ended=lambda: self._stopping)
+            return collect(self.device, refresh=refresh, ended=lambda: self._stopping)
 
     @property
     def stats_polling_interval(self) -> int:

@@ -14,12 +14,12 @@ from balloonctl.render.units import size as human
 from balloonctl.sizes import Size, SizeType
 from balloonvq.errors import InvalidArgument
 
-__all__ = ["default_fields", "ps", "start", "stop"]
+__all__ = ["default_fields", "ps", "queue_size", "start", "stop"]
 
 _MAX_QUEUE = 32768
 
 
-def _queue_size(ctx: click.Context, param: click.Parameter, value: int) -> int:
+def queue_size(ctx: click.Context, param: click.Parameter, value: int) -> int:
     """A split ring has a power of two descriptors."""
     del ctx, param
     if not 1 <= value <= _MAX_QUEUE or value & (value - 1):
@@ -147,7 +147,7 @@ def default_fields() -> dict[str, Any]:
     type=int,
     default=128,
     show_default=True,
-    callback=_queue_size,
+    callback=queue_size,
     help="Descriptors of each queue.",
 )
 @click.option(

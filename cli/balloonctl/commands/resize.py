@@ -88,6 +88,12 @@ def make_plan(verb: str, size: Size, status: dict[str, Any]) -> Plan:
             "the size of the guest's memory is unknown",
             why="this QMP server does not answer query-memory-size-summary, so a balloon's size means nothing to it",
         )
+    if status.get("state") == "waiting":
+        raise BalloonError(
+            "no guest is attached",
+            why=status.get("trouble") or "the balloon is offered, and no guest's driver uses it",
+            hint="start a guest with it; balloonctl watch shows when it is there",
+        )
     before = int(status.get("target_bytes", actual))
     amount = size.resolve(ram)
     if amount > ram:
@@ -152,6 +158,11 @@ _REASONS: dict[str, tuple[type[BalloonError], str, str]] = {
         "the device met a ring that it cannot go on with and wants a reset",
         "balloonctl status says what is wrong; balloonctl stop ends the machine",
     ),
+    "no-guest": (
+        BalloonError,
+        "the guest went away",
+        "the target is kept for the next guest; balloonctl status shows when one is attached",
+    ),
     "kernel-bug": (
         KernelBug,
         "the guest kernel reached a BUG()",
@@ -163,7 +174,7 @@ _REASONS: dict[str, tuple[type[BalloonError], str, str]] = {
 def shortfall(result: dict[str, Any], status: dict[str, Any], limit: float | None) -> BalloonError:
     """Why the balloon is not where it should be."""
     figures = f"state: target {human(result['target_bytes'])}, actual {human(result['actual_bytes'])}"
-    if "guest_free_bytes" in status:
+    if status.get("guest_free_bytes") is not None:
         figures += f", free in the guest {human(status['guest_free_bytes'])}"
     what = f"the balloon stopped at {human(result['actual_bytes'])} of {human(result['target_bytes'])}"
     if result["outcome"] == "timeout":

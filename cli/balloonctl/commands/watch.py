@@ -19,7 +19,7 @@ from balloonctl.sizes import DURATION
 if TYPE_CHECKING:
     from balloonvq.qmp.client import Client
 
-__all__ = ["watch"]
+__all__ = ["look", "watch"]
 
 #: Seconds that the sparklines show.
 MINUTE = 60.0
@@ -63,12 +63,16 @@ def watch(app: App, /, interval: float, count: int | None) -> int:
     Keys: p or space pauses, + and - change the interval, q leaves. Where stdout is not a terminal: a line an
     interval, with --json a status document a line. Rates come from the machine's own clock.
     """
-    client = app.client()
+    look(app, app.client(), interval, count)
+    return 0
+
+
+def look(app: App, client: Client, interval: float, count: int | None) -> None:
+    """Shows a machine's counters until somebody has seen enough: live, or a line an interval."""
     if app.live:
         _screen(app, client, interval, count)
     else:
         _lines(app, client, interval, count)
-    return 0
 
 
 def _lines(app: App, client: Client, interval: float, count: int | None) -> None:
@@ -98,7 +102,7 @@ def _screen(app: App, client: Client, interval: float, count: int | None) -> Non
     keys = create_input()
     seen = 0
 
-    def look() -> None:
+    def take() -> None:
         nonlocal seen
         history.append(status_of(client))
         seen += 1
@@ -114,7 +118,7 @@ def _screen(app: App, client: Client, interval: float, count: int | None) -> Non
         due = time.monotonic()
         while not view.done:
             if not view.paused and time.monotonic() >= due:
-                look()
+                take()
                 due = time.monotonic() + view.interval
                 draw()
             if count is not None and seen >= count:

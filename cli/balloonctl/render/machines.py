@@ -12,7 +12,7 @@ from rich.text import Text
 
 from balloonctl.render.units import duration, size
 
-__all__ = ["render_ps", "render_start", "render_stop", "state_text"]
+__all__ = ["render_ps", "render_serve", "render_start", "render_stop", "state_text"]
 
 _STATES = {
     "running": "green",
@@ -24,6 +24,7 @@ _STATES = {
     "dead": "red",
     "silent": "red",
     "starting": "yellow",
+    "waiting": "yellow",
 }
 
 
@@ -40,6 +41,14 @@ def render_start(document: Mapping[str, Any]) -> Text:
     return Text(
         f"started {which}: {size(document['ram_bytes'])} of memory, "
         f"{size(document['touch_bytes'])} touched, design {document['design']}"
+    )
+
+
+def render_serve(document: Mapping[str, Any]) -> Text:
+    """The device that now waits for a guest."""
+    return Text(
+        f"serving {document['machine']} in the background at {document['socket']}: "
+        f"{' '.join(document['offered'])}"
     )
 
 

@@ -22,6 +22,7 @@ _REASONS = {
     "deadlocked": "the guest is deadlocked",
     "device-broken": "the device is broken",
     "kernel-bug": "the guest kernel reached a BUG()",
+    "no-guest": "no guest is attached",
 }
 
 _COUNTERS = (
@@ -95,7 +96,7 @@ def _overview(status: Mapping[str, Any]) -> Table:
     grid.add_column(overflow="fold")
     head = state_text(status["state"])
     details = [
-        f"design {status['design']}" if "design" in status else "",
+        f"design {status['design']}" if status.get("design") else "",
         f"pid {status['pid']}" if "pid" in status else "",
         f"up {duration(status['uptime_ns'])}" if "uptime_ns" in status else "",
     ]
@@ -114,7 +115,7 @@ def _overview(status: Mapping[str, Any]) -> Table:
         bar = gauge(actual, status.get("target_bytes", actual), status["ram_bytes"], 40)
         grid.add_row("", bar)
     guest = f"{size(status.get('guest_usable_bytes'))} of {size(status.get('ram_bytes'))} left to it"
-    if "guest_free_bytes" in status:
+    if status.get("guest_free_bytes") is not None:
         guest += f": {size(status['guest_free_bytes'])} free, {size(status['guest_used_bytes'])} used"
     grid.add_row("guest", guest)
     if "returned_acknowledged_bytes" in status:
@@ -124,7 +125,7 @@ def _overview(status: Mapping[str, Any]) -> Table:
             f"{size(status['returned_measured_bytes'])} measured as returned; "
             f"guest memory occupies {size(status['memory_allocated_bytes'])}",
         )
-    if stack := status.get("stack", {}).get("peak_bytes"):
+    if stack := (status.get("stack") or {}).get("peak_bytes"):
         grid.add_row(
             "stack", f"{size(stack)} of {size(status['stack']['size_bytes'])} in use on the way to deflation"
         )
@@ -176,7 +177,7 @@ def _counters(counters: Mapping[str, int], across: int) -> Table:
     known = {name for _, names in _COUNTERS for name in names}
     families = [*_COUNTERS, ("other", tuple(name for name in counters if name not in known))]
     for family, names in families:
-        present = [name for name in names if name in counters]
+        present = [name for name in names if counters.get(name) is not None]
         for start in range(0, len(present), across):
             cells: list[RenderableType] = [Text(family, "bold") if start == 0 else ""]
             for name in present[start : start + across]:

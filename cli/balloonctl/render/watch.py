@@ -51,7 +51,7 @@ def rates(history: History, of: str = "") -> list[float]:
     """
 
     def value(status: Mapping[str, Any]) -> float:
-        return float(status["counters"][of]) if of else float(_moved(status))
+        return float(status["counters"][of] or 0) if of else float(_moved(status))
 
     result = []
     for older, newer in pairwise(history):
@@ -97,8 +97,10 @@ def watch_line(history: History) -> str:
 def _head(status: Mapping[str, Any], interval: float, *, paused: bool) -> Text:
     """Which machine, and how we look at it."""
     text = Text.assemble((str(status.get("machine", "?")), "bold"), "  ", state_text(status["state"]))
-    if "design" in status:
-        text.append(f", design {status['design']}, up {duration(status['uptime_ns'])}", "none")
+    if status.get("design"):
+        text.append(f", design {status['design']}", "none")
+    if "uptime_ns" in status:
+        text.append(f", up {duration(status['uptime_ns'])}", "none")
     text.append(f"   every {interval:g} s")
     if paused:
         text.append("   ‖ paused", "bold yellow")
@@ -119,11 +121,12 @@ def _balloon(status: Mapping[str, Any], width: int) -> Table:
     grid.add_row(
         "guest", f"{size(status.get('guest_usable_bytes')):>11}   of     {size(ram):>11}   left to it"
     )
-    if "guest_free_bytes" in status:
+    if status.get("guest_free_bytes") is not None:
         grid.add_row(
             "",
             f"{size(status['guest_free_bytes']):>11}   free   {size(status['guest_used_bytes']):>11}   used",
         )
+    if "returned_acknowledged_bytes" in status:
         grid.add_row(
             "host",
             f"{size(status['returned_acknowledged_bytes']):>11}   acked  "
@@ -165,6 +168,8 @@ def _counters(history: History) -> Table:
         ("pages to OOM", "oom_deflated_pages"),
         ("lost pages", "lost_pages"),
     ):
+        if counters[name] is None:  # a guest elsewhere does not tell
+            continue
         bad = name in {"lost_pages", "oom_kills"} and counters[name]
         value = Text(("✗ " if bad else "") + count(counters[name]), "bold red" if bad else "bold")
         table.add_row(label, value, _per_second(history, name))

@@ -309,7 +309,11 @@ class Commands:
 
     def _query_status(self, _call: _Call) -> JSONObject:
         # A deadlocked guest and a broken device are nothing that a hypervisor sees: its CPUs run.
-        status = {"bug": "guest-panicked", "stopping": "shutdown"}.get(self.machine.status().state, "running")
+        status = {
+            "bug": "guest-panicked",
+            "stopping": "shutdown",
+            "waiting": "prelaunch",
+        }.get(self.machine.status().state, "running")
         return {"status": status, "running": status == "running"}
 
     def _query_commands(self, _call: _Call) -> list[JSONObject]:

@@ -125,6 +125,12 @@ class Backend:
         return session is not None and session.live
 
     @property
+    def queues(self) -> list[tuple[int, int]]:
+        """The device's running queues and their sizes."""
+        session = self._session
+        return [] if session is None else session.queues
+
+    @property
     def hears_changes(self) -> bool:
         """Whether the front end can be told of a new target."""
         session = self._session

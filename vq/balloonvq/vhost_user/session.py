@@ -129,6 +129,11 @@ class SharedMemory:
             old, self.map = self.map, fresh
             old.close()
 
+    def close(self) -> None:
+        """Unmaps it; the device must be gone."""
+        with self.lock:
+            self.map.close()
+
 
 @dataclass(slots=True)
 class _Vring:
@@ -190,6 +195,11 @@ class Session:
     def live(self) -> bool:
         """Whether a driver runs."""
         return any(vring.queue is not None for vring in self._vrings)
+
+    @property
+    def queues(self) -> list[tuple[int, int]]:
+        """Running queues and their sizes, in the specification's order."""
+        return sorted((vring.queue, vring.size) for vring in self._vrings if vring.queue is not None)
 
     @property
     def polled_queues(self) -> list[int]:
