@@ -5,6 +5,9 @@ from __future__ import annotations
 import struct
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from balloonvq.vhost_user.messages import (
     CONFIG_MAX,
     HEADER_BYTES,
@@ -25,8 +28,6 @@ from balloonvq.vhost_user.messages import (
     parse,
     parse_header,
 )
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)

@@ -8,6 +8,7 @@ import socket
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from balloonvq.features import Feature
 from balloonvq.memory import PAGE_SIZE, GuestMemory
@@ -242,7 +243,7 @@ class FrontEnd:
         self.memory.close()
         os.close(self.file)
 
-    def __enter__(self) -> FrontEnd:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.front_end import GUEST_FEATURES, PROTOCOL, USER_BASE, Closed, FrontEnd
+from support.waiting import open_descriptors, until
+
 from balloonvq.device import BalloonDevice
 from balloonvq.errors import InvalidArgument, MachineError
 from balloonvq.features import Status
@@ -32,8 +35,6 @@ from balloonvq.vhost_user.messages import (
     encode,
 )
 from balloonvq.vhost_user.session import SharedMemory
-from support.front_end import GUEST_FEATURES, PROTOCOL, USER_BASE, Closed, FrontEnd
-from support.waiting import open_descriptors, until
 
 INFLATE, DEFLATE, STATS = range(3)
 
@@ -548,9 +549,11 @@ def test_a_wrong_message_ends_the_connection(rig, name) -> None:
     before = open_descriptors()
     with FrontEnd(rig.path) as front:
         front.send(Value(Request.SET_PROTOCOL_FEATURES, PROTOCOL))
+        *before_it, wrong = BAD[name]
+        for message in before_it:
+            front.send(message)
         with pytest.raises(Closed):
-            for message in BAD[name]:
-                front.send(message)
+            front.send(wrong)
         assert front.closed()
     rig.gone()
     assert rig.states[-1][1], "no reason was given"

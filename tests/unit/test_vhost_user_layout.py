@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from balloonvq.vhost_user.layout import is_prefix, queue_of
 
 STATS, HINT, REPORT = 1 << 1, 1 << 3, 1 << 5

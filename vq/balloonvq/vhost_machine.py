@@ -122,6 +122,7 @@ class VhostMachine:
         self._stopping = False
         self._stats_interval = 0
         self._last_end = ""
+        self._deflated_by_guest = False
         self._started_ns = time.monotonic_ns()
         with contextlib.ExitStack() as cleanup:
             self.memory = SharedMemory()
@@ -222,7 +223,7 @@ class VhostMachine:
         poller = select.poll()
         poller.register(self.device.actual_fd, select.POLLIN)
         poller.register(self._wake, select.POLLIN)
-        told = 0
+        told = previous = 0
         told_at = asked = 0.0
         while not self._stopping:
             now = time.monotonic()
@@ -234,9 +235,14 @@ class VhostMachine:
             for descriptor in (self.device.actual_fd, self._wake):
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(descriptor)
-            self._notify()  # waiters at once, watchers a few times a second
             now = time.monotonic()
             actual = self.device.actual_pages
+            if actual != previous:
+                # Smaller, and nobody asked for that: the guest was out of memory. Linux does not fill up again
+                # before the next configuration change.
+                self._deflated_by_guest = actual < previous and actual < self.target_pages
+                previous = actual
+            self._notify()  # waiters at once, watchers a few times a second
             if actual != told and now >= told_at + EVENT_INTERVAL:
                 told, told_at = actual, now
                 self._emit("BALLOON_CHANGE", {"actual": self.ram_bytes - actual * PAGE_SIZE})
@@ -378,6 +384,7 @@ class VhostMachine:
             raise self._no_guest()
         with self.memory.lock:
             self.memory.map.allocated_peak_bytes()  # before pages go
+        self._deflated_by_guest = False
         self.device.set_target(pages)
         self._notify()
         if not self.backend.hears_changes:
@@ -407,6 +414,8 @@ class VhostMachine:
             return "device-broken"
         if not self.backend.live and self.target_pages:
             return "no-guest"
+        if self._deflated_by_guest and self.actual_pages < self.target_pages:
+            return "deflated-by-oom"
         return None
 
     def wait(self, timeout_ns: int | None = None, abandoned: Callable[[], bool] | None = None) -> WaitResult:
