@@ -222,6 +222,27 @@ def test_short_since_the_device_is_broken(avail: list[int]) -> None:
         assert (result.outcome, result.reason) == ("short", "device-broken")
 
 
+def test_regression_a_worker_that_starts_under_the_look_counts_as_busy() -> None:
+    # It sees the new target between two looks, and is at work at the second.
+    class Driver:
+        seen_target = 1
+        looks = 0
+
+        @property
+        def resizing(self) -> bool:
+            self.looks += 1
+            started, self.seen_target = self.seen_target == 2, 2
+            return started
+
+    class Device:
+        target_pages = 2
+
+    class Looking:
+        driver, device = Driver(), Device()
+
+    assert Machine._driver_busy(Looking())
+
+
 def test_a_wait_ends_at_its_time_limit_and_when_it_is_abandoned() -> None:
     with running() as machine:
         machine.set_faults(stall_queues=STALL_ALL)

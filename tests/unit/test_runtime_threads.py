@@ -18,7 +18,7 @@ from support.waiting import never, open_descriptors, until
 from balloonvq.counters import DeadlockTask
 from balloonvq.errors import InternalError
 from balloonvq.runtime import Stopped, threads
-from balloonvq.runtime.threads import JIFFY_NS, ThreadMutex, ThreadRuntime, ThreadTask
+from balloonvq.runtime.threads import JIFFY_NS, ThreadMutex, ThreadRuntime, ThreadTask, ThreadWork
 
 SECOND = 1_000_000_000
 
@@ -647,6 +647,22 @@ def test_work_that_queues_itself_runs_again(either: Rig) -> None:
     work.queue()
     until(lambda: left.value == 0)
     until(lambda: not work.pending)
+
+
+def test_regression_work_that_requeues_itself_under_the_look_is_pending() -> None:
+    # Queued again and at the end of its run between the two looks.
+    class Work(ThreadWork):
+        __slots__ = ("_queued",)
+
+        def __init__(self) -> None:
+            self._queued = False
+
+        @property
+        def _running(self) -> bool:
+            self._queued = True
+            return False
+
+    assert Work().pending
 
 
 def test_no_order_to_run_is_lost(rig: Rig) -> None:

@@ -658,7 +658,8 @@ class Machine:
 
     def _driver_busy(self) -> bool:
         """Whether the size worker runs, will run, or has not looked at the target yet."""
-        return self.driver.resizing or self.driver.seen_target != self.device.target_pages
+        # In this order: a worker that starts in between is at work before it looks at the target.
+        return self.driver.seen_target != self.device.target_pages or self.driver.resizing
 
     def _short_reason(self) -> ShortReason | None:
         """Why the balloon will not get to its target by itself now; None if it is there or moving."""

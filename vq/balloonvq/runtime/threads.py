@@ -380,7 +380,8 @@ class ThreadWork:
 
     @property
     def pending(self) -> bool:
-        return self._queued or self._running
+        # Once more in the end: a run may queue the next one and end between the first two looks.
+        return self._queued or self._running or self._queued
 
     @property
     def requeued(self) -> bool:
