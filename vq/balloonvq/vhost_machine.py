@@ -122,7 +122,7 @@ class VhostMachine:
         self._stopping = False
         self._stats_interval = 0
         self._last_end = ""
-        self._deflated_by_guest = False
+        self._reached: int | None = None
         self._started_ns = time.monotonic_ns()
         with contextlib.ExitStack() as cleanup:
             self.memory = SharedMemory()
@@ -238,10 +238,9 @@ class VhostMachine:
             now = time.monotonic()
             actual = self.device.actual_pages
             if actual != previous:
-                # Smaller, and nobody asked for that: the guest was out of memory. Linux does not fill up again
-                # before the next configuration change.
-                self._deflated_by_guest = actual < previous and actual < self.target_pages
                 previous = actual
+                if actual == self.target_pages:
+                    self._reached = actual
             self._notify()  # waiters at once, watchers a few times a second
             if actual != told and now >= told_at + EVENT_INTERVAL:
                 told, told_at = actual, now
@@ -384,8 +383,10 @@ class VhostMachine:
             raise self._no_guest()
         with self.memory.lock:
             self.memory.map.allocated_peak_bytes()  # before pages go
-        self._deflated_by_guest = False
+        self._reached = None
         self.device.set_target(pages)
+        if self.actual_pages == pages:
+            self._reached = pages
         self._notify()
         if not self.backend.hears_changes:
             raise BalloonError(
@@ -414,7 +415,10 @@ class VhostMachine:
             return "device-broken"
         if not self.backend.live and self.target_pages:
             return "no-guest"
-        if self._deflated_by_guest and self.actual_pages < self.target_pages:
+        reached = self._reached
+        if reached is not None and reached == self.target_pages and self.actual_pages < reached:
+            # It was there, and nobody asked for less: the guest was out of memory. Linux does not fill up
+            # again before the next configuration change.
             return "deflated-by-oom"
         return None
 
