@@ -82,10 +82,7 @@ def dirty(guest: UserModeLinux, keep_mib: int = 12) -> None:
     """Lets the guest write nearly all memory that it has free, and give it up again."""
     size = (guest.meminfo()["MemFree"] >> 20) - keep_mib
     guest.run("mount -o remount,size=100% /tmp")
-    guest.run(
-        f"dd if=/dev/urandom of=/tmp/dirt bs=1M count=1 2>&1; for i in $(seq {size}); do cat /tmp/dirt; done > /tmp/all"
-    )
-    guest.run("rm /tmp/dirt /tmp/all")
+    guest.run(f"dd if=/dev/zero of=/tmp/all bs=1M count={size} 2>&1; rm /tmp/all")
 
 
 # ---- probing and statistics -------------------------------------------------

@@ -60,3 +60,35 @@ def inflate(app: App, /, size_: Size, runs: int, warmup: int, design: str, fail_
         app.warn(f"the median ratio {document['ratio_median']:.2f} is above {fail_above:g}")
         return 4
     return 0
+
+
+@bench.command("guest", cls=BalloonCommand)
+@click.option(
+    "--size",
+    "size_",
+    type=SizeType(percent=False),
+    default="128M",
+    show_default=True,
+    help="Guest memory to take and give back in each round.",
+)
+@click.option("--runs", type=click.IntRange(1, 1000), default=5, show_default=True, help="Rounds that count.")
+@click.option(
+    "--warmup", type=click.IntRange(0, 100), default=1, show_default=True, help="Rounds before that do not."
+)
+@pass_app
+def guest(app: App, /, size_: Size, runs: int, warmup: int) -> int:
+    """How fast a real Linux guest inflates and deflates, and what of it is the device.
+
+    The guest is User Mode Linux with its own driver; it has to be installed (Debian: user-mode-linux,
+    busybox-static, cpio).
+    """
+    from balloonctl.progress import rounds
+    from balloonctl.render.bench import render_guest
+    from balloonvq.bench.guest import run
+    from balloonvq.counters import to_document
+
+    assert size_.bytes is not None
+    with rounds(app, "measuring") as advance:
+        result = run(size_.bytes, runs=runs, warmup=warmup, on_progress=advance)
+    app.emit(to_document(result), render_guest)
+    return 0
