@@ -1,0 +1,24 @@
+"""The explorer: every interleaving of a program, or a statement about how many were not looked at.
+
+Files in reading order:
+
+============  ====================================================================
+operations    what an actor can do: pure steps on one object
+world         the objects of a program, which operations are scheduling points, and why
+local_state   where an actor stands, read off its frames
+automaton     what one actor can do, learned by running it alone
+product       engine P: all actors together, with state matching
+liveness      livelocks in the product
+naive         engine N: brute force, the oracle
+dpor          engine D: partial-order reduction on real executions
+random_walk   engine R: random schedules
+races         data races by vector clocks
+verdict       what an engine answers
+replay        a schedule in twenty characters
+timeline      a schedule as something to look at
+promela       the same program for SPIN
+programs      random programs on which all engines must agree
+============  ====================================================================
+
+The code under test runs on `balloonvq.runtime.controlled`.
+"""

@@ -1,0 +1,983 @@
+"""Engine P: the product of the learned automata, searched with state matching.
+
+A state is one int: for each actor the number of its local state, for each
+object the number of its value, side by side in bit fields. A step of actor A
+depends on A's own field and the fields of the few objects that it touches, so
+
+    state & mask of A's local state  ->  number to *add* to the state
+
+is a table that soon holds all that A can do, whatever the others are at. A search
+step is: shift, mask, look up, add, look up in the set of known states. The tables
+are filled on demand by the only slow part, `_compute`, which performs the
+operation and whatever is glued to it (`balloonvq.explore.world`) and asks the
+automaton for the actor's next local state.
+
+What is explored: all states that any schedule reaches, within the program's `Bounds`.
+Why sound and complete: the tables are the operations' own transition functions; an
+actor is a function of what it observed (checked, `balloonvq.explore.automaton`);
+states are matched exactly (fields, no hashes), and the search ends when no new
+state is found. Limits are those of `explore`: states and seconds; hitting one
+gives INCOMPLETE.
+
+Order: breadth first over steps, so the first bug found has a shortest schedule. No
+predecessors are stored; the schedule is found backwards, layer by layer. The
+schedule with the fewest preemptions is a second search over (state, who ran last),
+in order of (preemptions, steps). A preemption is a step of another actor while the one
+that ran last could go on and was not about to give way. Time's steps are none.
+
+Livelocks are looked for when everything else is proven: see `balloonvq.explore.liveness`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Hashable, Iterator
+from operator import add, or_
+from typing import Any, Final, NamedTuple
+
+from balloonvq.explore.automaton import Automaton, TooManyLocalStates
+from balloonvq.explore.operations import Operation, Raised
+from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
+from balloonvq.explore.world import CLOCK, Nondeterminism, Program, Revised, World, tick
+from balloonvq.runtime.controlled import TICK, Decision, Execution
+
+__all__ = ["Limits", "Micro", "Product", "Widened", "explore", "findings"]
+
+
+class Limits(NamedTuple):
+    """Where a search gives up."""
+
+    states: int = 5_000_000
+    seconds: float = 600.0
+
+
+class Micro(NamedTuple):
+    """One operation inside a step."""
+
+    actor: int
+    node: int
+    operation: Operation
+    observed: Any
+    before: Any
+    after: Any
+
+
+class Widened(Exception):
+    """A bit field was too narrow; the search starts again with a wider one."""
+
+
+class _Bug(Exception):  # control flow inside one search
+    def __init__(self, kind: Kind, what: str, state: int, decision: Decision | None) -> None:
+        super().__init__(what)
+        self.kind = kind
+        self.what = what
+        self.state = state
+        self.decision = decision
+
+
+class Special:
+    """A table entry that is no plain step.
+
+    Attributes:
+        moves: (decision, number to add) of each outcome; empty if blocked.
+        owner: 1 << the owner of the mutex on which the actor is blocked while it holds
+            another one, or 0. Only such an actor can be part of a circle.
+        error: what the actor raises in this step.
+        open: the actor is about to touch guarded data without the guard.
+    """
+
+    __slots__ = ("error", "moves", "open", "owner")
+
+    def __init__(
+        self,
+        moves: tuple[tuple[Decision, int], ...] = (),
+        *,
+        owner: int = 0,
+        error: BaseException | None = None,
+        open_: bool = False,
+    ) -> None:
+        self.moves = moves
+        self.owner = owner
+        self.error = error
+        self.open = open_
+
+
+class Product:
+    """States, steps and tables of one program.
+
+    Args:
+        world: the world, its facts included.
+        widths: bits of each actor's and of each object's field; empty at first, grown by `widen`.
+    """
+
+    def __init__(self, world: World, widths: list[int]) -> None:
+        self.world = world
+        self.automata: list[Automaton] = []
+        # The first automaton's run completes the world.
+        self.automata.append(Automaton(world, 0))
+        count = len(world.actors)
+        self.automata.extend(Automaton(world, index) for index in range(1, count))
+        self.count = count
+        #: Objects that are part of a state: all but "nothing".
+        self.objects: list[int] = [spec.index for spec in world.objects if spec.kind != "nothing"]
+        self._values: list[list[Hashable]] = [[] for _ in world.objects]
+        self._numbers: list[dict[Hashable, int]] = [{} for _ in world.objects]
+        if not widths:
+            widths += [10] * count + [4] * len(self.objects)
+        self.layout(widths)
+        self.initial = self._first()
+
+    # -- packing -------------------------------------------------------------
+
+    def layout(self, widths: list[int]) -> None:
+        """Sets the fields' places and forgets all tables."""
+        self.widths = widths
+        self.shifts: list[int] = []
+        shift = 0
+        for width in widths:
+            self.shifts.append(shift)
+            shift += width
+        self.bits = shift
+        count = self.count
+        self.actor_shift = self.shifts[:count]
+        self.actor_mask = [(1 << width) - 1 for width in widths[:count]]
+        self.object_shift = dict(zip(self.objects, self.shifts[count:], strict=True))
+        self.object_mask = {
+            index: (1 << width) - 1 for index, width in zip(self.objects, widths[count:], strict=True)
+        }
+        self.masks: list[list[int]] = [[] for _ in range(count)]
+        self.tables: list[dict[int, int | Special]] = [{} for _ in range(count)]
+        #: Whether an actor's table has entries that are no plain steps.
+        self.special = [False] * count
+        self._keys: list[dict[int, list[int]]] = [{} for _ in range(count)]
+        for index in range(count):
+            self._cover(index)
+        self.clock_mask = self.object_mask[CLOCK] << self.object_shift[CLOCK]
+
+    def widen(self, field: int) -> Widened:
+        """Grows one field; the caller raises what comes back."""
+        self.widths[field] += 4
+        return Widened()
+
+    def _cover(self, index: int) -> None:
+        masks = self.masks[index]
+        own = self.actor_mask[index] << self.actor_shift[index]
+        nodes = self.automata[index].nodes
+        if len(nodes) > self.actor_mask[index]:
+            raise self.widen(index)
+        masks.extend([own] * (len(nodes) - len(masks)))
+
+    def number(self, index: int, value: Hashable) -> int:
+        """The number of a value of an object."""
+        found = self._numbers[index].get(value)
+        if found is None:
+            found = self._numbers[index][value] = len(self._values[index])
+            self._values[index].append(value)
+        if found > self.object_mask[index]:
+            raise self.widen(self.count + self.objects.index(index))
+        return found
+
+    def _first(self) -> int:
+        """The first state: each actor before its first scheduling point."""
+        values = list(self.world.start)
+        state = self._with_values(0, values)
+        for index in range(self.count):
+            node = 0
+            touched: set[int] = set()
+            node, _ = self._glue(index, node, values, touched, [])
+            state = self._with_values(state, values)
+            self._cover(index)
+            state += node << self.actor_shift[index]
+        return state
+
+    def _with_values(self, state: int, values: list[Any]) -> int:
+        for index in self.objects:
+            shift = self.object_shift[index]
+            state &= ~(self.object_mask[index] << shift)
+            state |= self.number(index, values[index]) << shift
+        return state
+
+    def nodes(self, state: int) -> list[int]:
+        """Each actor's local state."""
+        return [
+            (state >> shift) & mask for shift, mask in zip(self.actor_shift, self.actor_mask, strict=True)
+        ]
+
+    def values(self, state: int) -> list[Any]:
+        """Each object's value."""
+        found: list[Any] = [None] * len(self._values)
+        for index in self.objects:
+            found[index] = self._values[index][(state >> self.object_shift[index]) & self.object_mask[index]]
+        return found
+
+    # -- one step ------------------------------------------------------------
+
+    def _glue(
+        self, actor: int, node: int, values: list[Any], touched: set[int], micros: list[Micro]
+    ) -> tuple[int, BaseException | None]:
+        """Performs what is glued to the last operation; (next node, error that ended the actor)."""
+        automaton = self.automata[actor]
+        while True:
+            entry = automaton.nodes[node]
+            operation = entry.operation
+            if operation is None:
+                return node, entry.error
+            if operation.visible:
+                return node, None
+            before = values[operation.object]
+            result = operation.transition(before, actor)
+            if result is None:
+                raise Nondeterminism(f"{operation!r} blocks although its guard is held", why=str(entry.place))
+            after, observed = result
+            values[operation.object] = after
+            touched.add(operation.object)
+            micros.append(Micro(actor, node, operation, observed, before, after))
+            node = automaton.step(node, observed)
+
+    def micros(self, state: int, decision: Decision) -> tuple[list[Micro], int, BaseException | None]:
+        """A step in full: its operations, the state after it, the error that it ends with."""
+        actor, choice = decision
+        values = self.values(state)
+        if decision == TICK:
+            after = tick(values, absolute=self.world.bounds.absolute_time)
+            assert after is not None
+            return [], self._with_values(state, after), None
+        node = self.nodes(state)[actor]
+        operation = self.automata[actor].nodes[node].operation
+        assert operation is not None
+        before = values[operation.object]
+        after, observed = (before, choice) if operation.options else operation.transition(before, actor)  # type: ignore[misc]
+        values[operation.object] = after
+        micros = [Micro(actor, node, operation, observed, before, after)]
+        following = self.automata[actor].step(node, observed)
+        following, error = self._glue(actor, following, values, set(), micros)
+        self._cover(actor)
+        target = self._with_values(state, values)
+        target += (following - node) << self.actor_shift[actor]
+        return micros, target, error
+
+    def _compute(self, actor: int, state: int) -> int | Special:
+        """Fills one table entry."""
+        shift = self.actor_shift[actor]
+        node = (state >> shift) & self.actor_mask[actor]
+        operation = self.automata[actor].nodes[node].operation
+        if operation is None:
+            found: int | Special = 0
+        else:
+            found = self._entry(actor, node, operation, state)
+        key = state & self.masks[actor][node]
+        self.tables[actor][key] = found
+        if found.__class__ is not int:
+            self.special[actor] = True
+        self._keys[actor].setdefault(node, []).append(key)
+        return found
+
+    def _entry(self, actor: int, node: int, operation: Operation, state: int) -> int | Special:
+        automaton = self.automata[actor]
+        touched = {operation.object} - {1}
+        self._touch(actor, node, touched)
+        if operation.blocks:
+            value = self.values(state)[operation.object]
+            if operation.transition(value, actor) is None:
+                if operation.kind == "lock" and value >= 0 and automaton.nodes[node].holds:
+                    return Special(owner=1 << value)
+                return 0
+        moves: list[tuple[Decision, int]] = []
+        failed: BaseException | None = None
+        for choice in range(operation.options or 1):
+            micros, target, error = self.micros(state, (actor, choice))
+            self._touch(actor, node, {micro.operation.object for micro in micros} - {1})
+            failed = failed or error
+            moves.append(((actor, choice), target - state))
+        # A step that changes nothing must not look like a blocked one.
+        if failed is None and len(moves) == 1 and not operation.open and moves[0][1]:
+            return moves[0][1]
+        return Special(tuple(moves), error=failed, open_=operation.open)
+
+    def _touch(self, actor: int, node: int, touched: set[int]) -> None:
+        """Makes the entries of a node depend on these objects too."""
+        masks = self.masks[actor]
+        wanted = masks[node]
+        for index in touched:
+            wanted |= self.object_mask[index] << self.object_shift[index]
+        if wanted != masks[node]:
+            old = masks[node]
+            masks[node] = wanted
+            own = self.actor_mask[actor] << self.actor_shift[actor]
+            if old != own:
+                for key in self._keys[actor].pop(node, ()):
+                    del self.tables[actor][key]
+
+    def entry(self, actor: int, state: int) -> int | Special:
+        """What an actor can do in a state."""
+        node = (state >> self.actor_shift[actor]) & self.actor_mask[actor]
+        found = self.tables[actor].get(state & self.masks[actor][node])
+        return self._compute(actor, state) if found is None else found
+
+    # -- successors, in full -------------------------------------------------
+
+    def gives_way(self, actor: int, state: int) -> bool:
+        """Whether the actor is about to relax, sleep or wait."""
+        node = (state >> self.actor_shift[actor]) & self.actor_mask[actor]
+        operation = self.automata[actor].nodes[node].operation
+        return operation is None or operation.gives_way
+
+    def _relaxes(self, actor: int, state: int) -> bool:
+        node = (state >> self.actor_shift[actor]) & self.actor_mask[actor]
+        operation = self.automata[actor].nodes[node].operation
+        return operation is not None and operation.kind in {"relax", "cpu_relax"}
+
+    def ticked(self, state: int) -> int | None:
+        """The state after time's step, if a timer runs."""
+        after = tick(self.values(state), absolute=self.world.bounds.absolute_time)
+        return None if after is None else self._with_values(state, after)
+
+    def successors(self, state: int, running: int = -1) -> list[tuple[Decision, int]]:
+        """All steps; on one processor, those that the running actor leaves possible."""
+        found: list[tuple[Decision, int]] = []
+        relaxing = True
+        for actor in range(self.count):
+            entry = self.entry(actor, state)
+            if entry.__class__ is int:
+                moves: tuple[tuple[Decision, int], ...] = (((actor, 0), entry),) if entry else ()
+            else:
+                moves = entry.moves  # type: ignore[union-attr]
+            if moves:
+                if relaxing and not self._relaxes(actor, state):
+                    relaxing = False
+                found.extend((decision, state + delta) for decision, delta in moves)
+        if relaxing or self.world.bounds.explore_time:
+            after = self.ticked(state)
+            if after is not None:
+                found.append((TICK, after))
+        if self.world.bounds.one_cpu and running >= 0 and not self.gives_way(running, state):
+            mine = [step for step in found if step[0][0] == running]
+            return mine or found
+        return found
+
+    # -- properties ----------------------------------------------------------
+
+    def stuck(self, state: int) -> list[int]:
+        """The actors that have not ended, are no daemons and are not idle where they are."""
+        found = []
+        for actor, node in enumerate(self.nodes(state)):
+            operation = self.automata[actor].nodes[node].operation
+            if operation is not None and not operation.idle and not self.world.actors[actor].daemon:
+                found.append(actor)
+        return found
+
+    def fates(self, state: int) -> tuple[str, ...]:
+        """As `Execution.fate`, for each actor."""
+        found = []
+        for actor, node in enumerate(self.nodes(state)):
+            entry = self.automata[actor].nodes[node]
+            if entry.operation is not None:
+                found.append(repr(entry.operation))
+            else:
+                found.append("finished" if entry.error is None else repr(Raised(entry.error)))
+        return tuple(found)
+
+    def circle(self, state: int) -> tuple[int, ...]:
+        """Actors that wait for each other's mutexes in a circle."""
+        owners: dict[int, int] = {}
+        for actor in range(self.count):
+            entry = self.entry(actor, state)
+            if entry.__class__ is not int and entry.owner:  # type: ignore[union-attr]
+                owners[actor] = entry.owner.bit_length() - 1  # type: ignore[union-attr]
+        for actor in owners:
+            seen = [actor]
+            following = owners.get(actor)
+            while following is not None and following not in seen:
+                seen.append(following)
+                following = owners.get(following)
+            if following == actor:
+                return tuple(sorted(seen))
+        return ()
+
+    def races(self, state: int) -> str | None:
+        """Two steps possible now that touch the same guarded data, one of them without the guard."""
+        steps: dict[int, list[Micro]] = {}
+        for decision, _ in self.successors(state):
+            if decision != TICK:
+                steps.setdefault(decision[0], []).extend(self.micros(state, decision)[0])
+        for actor, micros in steps.items():
+            first = micros[0]
+            if not first.operation.open:
+                continue
+            for other, theirs in steps.items():
+                if other == actor:
+                    continue
+                for micro in theirs:
+                    same = micro.operation.object == first.operation.object
+                    if same and (micro.operation.writes or first.operation.writes):
+                        return self.race_text(first, micro)
+        return None
+
+    def race_text(self, first: Micro, second: Micro) -> str:
+        """Both places of a race, smaller first."""
+        sides = []
+        for micro in (first, second):
+            place = self.automata[micro.actor].nodes[micro.node].place
+            name = self.world.actors[micro.actor].name
+            sides.append(f"{name} {micro.operation.kind} at {place[0].rpartition('/')[2]}:{place[1]}")
+        return f"{first.operation.name}: {' and '.join(sorted(sides))}"
+
+    def deadlock_text(self, actors: tuple[int, ...] | list[int], state: int) -> str:
+        """Who waits for what."""
+        nodes = self.nodes(state)
+        return ", ".join(
+            f"{self.world.actors[actor].name} waits in {self.automata[actor].nodes[nodes[actor]].operation!r}"
+            for actor in actors
+        )
+
+    def judge(self, state: int) -> tuple[Kind, str] | None:
+        """What is wrong with a state in itself: slow, complete, used by every search but the first."""
+        values = self.values(state)
+        broken = self.world.broken(values, at_rest=False) if self.world.invariants else None
+        if broken is not None:
+            return Kind.INVARIANT, broken
+        for actor, node in enumerate(self.nodes(state)):
+            error = self.automata[actor].nodes[node].error
+            if error is not None:
+                return Kind.ERROR, f"{self.world.actors[actor].name}: {Raised(error)!r}"
+        circle = self.circle(state)
+        if circle:
+            return Kind.DEADLOCK, self.deadlock_text(circle, state)
+        race = self.races(state)
+        if race is not None:
+            return Kind.RACE, race
+        if not self.successors(state):
+            return self.judge_end(state)
+        return None
+
+    def judge_end(self, state: int) -> tuple[Kind, str] | None:
+        """What is wrong with a state in which nobody can go on."""
+        stuck = self.stuck(state)
+        if stuck:
+            return Kind.DEADLOCK, self.deadlock_text(stuck, state)
+        broken = self.world.broken(self.values(state), at_rest=True)
+        return None if broken is None else (Kind.AT_REST, broken)
+
+    @property
+    def has_timers(self) -> bool:
+        """Whether anybody has ever armed a timer."""
+        return len(self._values[CLOCK]) > 1
+
+    @property
+    def loops(self) -> bool:
+        """Whether any actor's automaton has a circle: without one the product has none."""
+        return any(automaton.loops for automaton in self.automata)
+
+    def close(self) -> None:
+        """Ends live runs."""
+        for automaton in self.automata:
+            automaton.close()
+
+
+class Search:
+    """One breadth-first search.
+
+    Args:
+        product: what is searched.
+        limits: where it gives up.
+        on_layer: called with (layer, states so far, size of the frontier) after each layer.
+        gather: go on after bugs and collect them here instead.
+    """
+
+    def __init__(
+        self,
+        product: Product,
+        limits: Limits,
+        on_layer: Callable[[int, int, int], None] | None = None,
+        gather: Findings | None = None,
+    ) -> None:
+        self.product = product
+        self.limits = limits
+        self.on_layer = on_layer
+        self.gather = gather
+        self.one_cpu = product.world.bounds.one_cpu
+        #: On one processor a state carries who runs, above all fields.
+        self.top = product.bits
+        self.layers: list[list[int]] = []
+        self.seen: set[int] = set()
+        self.transitions = 0
+        self.stopped = ""
+        self._sound: dict[int, bool] = {}
+
+    def plain(self, state: int) -> int:
+        """The state without who runs."""
+        return state & ((1 << self.top) - 1)
+
+    def run(self) -> _Bug | None:
+        """Explores; the first bug, or None (then `stopped` says whether all was seen)."""
+        product = self.product
+        first = product.initial
+        self.seen = {first}
+        self.layers = [[first]]
+        started = time.monotonic()
+        try:
+            self._check_new(first, None)
+            while True:
+                layer = self.layers[-1]
+                following = self._expand_slow(layer) if self.one_cpu else self._expand(layer)
+                if self.on_layer is not None:
+                    self.on_layer(len(self.layers), len(self.seen), len(following))
+                if not following:
+                    return None
+                self.layers.append(following)
+                if len(self.seen) > self.limits.states:
+                    self.stopped = f"more than {self.limits.states:,} states"
+                    return None
+                if time.monotonic() - started > self.limits.seconds:
+                    self.stopped = f"more than {self.limits.seconds:g} seconds"
+                    return None
+        except _Bug as bug:
+            return bug
+
+    def _bug(self, kind: Kind, what: str, state: int, decision: Decision | None = None) -> None:
+        if self.gather is None:
+            raise _Bug(kind, what, state, decision)
+        if kind is Kind.RACE:
+            self.gather.races.add(what)
+        elif kind in {Kind.INVARIANT, Kind.AT_REST}:
+            self.gather.broken.add(what)
+
+    def _check_new(self, state: int, decision: Decision | None) -> None:
+        """Invariants, on a state just found."""
+        world = self.product.world
+        if world.invariants:
+            broken = world.broken(self.product.values(self.plain(state)), at_rest=False)
+            if broken is not None:
+                self._bug(Kind.INVARIANT, broken, state, decision)
+
+    def _expand(self, layer: list[int]) -> list[int]:
+        """The hot part: all states one step after a layer that are new.
+
+        A whole layer at a time and one actor after the other, so that the loops run inside
+        the interpreter's own list, map and set code. A blocked actor's entry is 0: the
+        "new" state is then the old one, which is known and falls out by itself.
+        """
+        product = self.product
+        fresh: set[int] = set()
+        moved: list[int] = [0] * len(layer)
+        transitions = 0
+        extra: list[int] = []
+        for actor in range(product.count):
+            shift = product.actor_shift[actor]
+            field = product.actor_mask[actor]
+            masks = product.masks[actor]
+            get = product.tables[actor].get
+            deltas: list[Any] = [get(state & masks[(state >> shift) & field]) for state in layer]
+            if None in deltas:
+                for index, delta in enumerate(deltas):
+                    if delta is None:
+                        deltas[index] = product.entry(actor, layer[index])
+            transitions += len(layer) - deltas.count(0)
+            if product.special[actor]:
+                transitions += self._specials(layer, deltas, moved, extra)
+            fresh.update(map(add, layer, deltas))
+            moved = list(map(or_, moved, deltas))
+        fresh.update(extra)
+        fresh -= self.seen
+        self.seen |= fresh
+        following = list(fresh)
+        if product.world.invariants:
+            for state in following:
+                self._check_new(state, None)
+        if 0 in moved:
+            for state, delta in zip(layer, moved, strict=True):
+                if not delta:
+                    transitions += self._rest(state, following)
+        clock = product.clock_mask
+        idle = product.number(CLOCK, (0, ())) << product.object_shift[CLOCK]
+        if product.has_timers:
+            for state, delta in zip(layer, moved, strict=True):
+                if delta and state & clock != idle:
+                    transitions += self._rest(state, following)
+        self.transitions += transitions
+        return following
+
+    def _specials(self, layer: list[int], deltas: list[Any], moved: list[int], extra: list[int]) -> int:
+        """Entries that are no plain step: handles them and leaves a 0 behind."""
+        transitions = 0
+        for index, entry in enumerate(deltas):
+            if entry.__class__ is int:
+                continue
+            deltas[index] = 0
+            state = layer[index]
+            if entry.owner:
+                self._circle(state)
+            if entry.moves:
+                moved[index] = 1
+                self._special(state, entry, extra)
+                transitions += len(entry.moves) - 1
+            else:
+                transitions -= 1
+        return transitions
+
+    def _circle(self, state: int) -> None:
+        circle = self.product.circle(state)
+        if circle:
+            self._bug(Kind.DEADLOCK, self.product.deadlock_text(circle, state), state)
+
+    def _special(self, state: int, special: Special, extra: list[int]) -> None:
+        product = self.product
+        if special.open:
+            race = product.races(state)
+            if race is not None:
+                self._bug(Kind.RACE, race, state)
+        for decision, delta in special.moves:
+            if special.error is not None:
+                self._error(state + delta, decision)
+            extra.append(state + delta)
+
+    def _error(self, target: int, decision: Decision) -> None:
+        product = self.product
+        actor = decision[0]
+        error = product.automata[actor].nodes[product.nodes(target)[actor]].error
+        if error is not None:
+            what = f"{product.world.actors[actor].name}: {Raised(error)!r}"
+            self._bug(Kind.ERROR, what, target, decision)
+
+    def _new(self, target: int, following: list[int], decision: Decision) -> None:
+        if target not in self.seen:
+            self.seen.add(target)
+            following.append(target)
+            self._check_new(target, decision)
+
+    def _rest(self, state: int, following: list[int]) -> int:
+        """Nobody moved, or timers run: time's step, or an end; the number of steps."""
+        steps = self.product.successors(state)
+        if not steps:
+            self._ended(state)
+        elif steps[-1][0] == TICK:
+            self._new(steps[-1][1], following, TICK)
+            return 1
+        return 0
+
+    def _ended(self, state: int) -> None:
+        product = self.product
+        if self.gather is not None:
+            self.gather.ends.add((tuple(product.values(state)), product.fates(state)))
+        wrong = product.judge_end(state)
+        if wrong is not None:
+            self._bug(*wrong, state)
+
+    def _expand_slow(self, layer: list[int]) -> list[int]:
+        """One processor: a state carries who runs."""
+        product = self.product
+        following: list[int] = []
+        for state in layer:
+            plain = self.plain(state)
+            self._circle(plain)
+            steps = product.successors(plain, (state >> self.top) - 1)
+            if not steps:
+                self._ended(plain)
+            for decision, target in steps:
+                self.transitions += 1
+                running = decision[0] + 1 if decision != TICK else state >> self.top
+                marked = target | running << self.top
+                if marked not in self.seen and decision != TICK:
+                    self._error(target, decision)
+                self._new(marked, following, decision)
+        return following
+
+    def steps(self, state: int) -> Iterator[tuple[Decision, int]]:
+        """The steps from a state, in the form of this search's states."""
+        if not self.one_cpu:
+            yield from self.product.successors(state)
+            return
+        for decision, target in self.product.successors(self.plain(state), (state >> self.top) - 1):
+            running = decision[0] + 1 if decision != TICK else state >> self.top
+            yield decision, target | running << self.top
+
+    def path(self, state: int) -> list[Decision]:
+        """A shortest schedule to a state that was found."""
+        depth = next((index for index, layer in enumerate(self.layers) if state in set(layer)), None)
+        if depth is None:
+            depth = len(self.layers)
+        decisions: list[Decision] = []
+        target = state
+        for layer in reversed(self.layers[:depth]):
+            for candidate in layer:
+                found = next((d for d, t in self.steps(candidate) if t == target), None)
+                if found is not None:
+                    decisions.append(found)
+                    target = candidate
+                    break
+        decisions.reverse()
+        return decisions
+
+
+def preemptions(product: Product, decisions: tuple[Decision, ...]) -> int:
+    """How many steps of a schedule preempt the actor that ran last."""
+    state = product.initial
+    last = -1
+    count = 0
+    for decision in decisions:
+        steps = product.successors(state)
+        count += _cost(product, state, steps, last, decision)
+        state = dict(steps)[decision]
+        if decision != TICK:
+            last = decision[0]
+    return count
+
+
+def _cost(
+    product: Product, state: int, steps: list[tuple[Decision, int]], last: int, decision: Decision
+) -> int:
+    if decision == TICK or last in {-1, decision[0]}:
+        return 0
+    could = any(other[0] == last for other, _ in steps)
+    return int(could and not product.gives_way(last, state))
+
+
+def fewest_preemptions(
+    product: Product, kind: Kind, what: str, limits: Limits
+) -> tuple[tuple[Decision, ...], int] | None:
+    """The schedule to a state with this bug that preempts least and then is shortest; None at a limit."""
+    start = (product.initial, -1)
+    buckets: dict[tuple[int, int], list[tuple[int, int]]] = {(0, 0): [start]}
+    best: dict[tuple[int, int], tuple[int, int]] = {start: (0, 0)}
+    came: dict[tuple[int, int], tuple[tuple[int, int], Decision]] = {}
+    done: set[tuple[int, int]] = set()
+    judged: dict[int, tuple[Kind, str] | None] = {}
+    deadline = time.monotonic() + limits.seconds
+    while buckets:
+        cost = min(buckets)
+        for place in buckets.pop(cost):
+            if place in done:
+                continue
+            done.add(place)
+            state, last = place
+            if state not in judged:
+                judged[state] = product.judge(state)
+            wrong = judged[state]
+            if wrong is not None:
+                if wrong[0] is kind and (wrong[1] == what or kind is not Kind.INVARIANT):
+                    return _walk_back(came, place), cost[0]
+                continue
+            steps = product.successors(state)
+            for decision, target in steps:
+                new = (target, last if decision == TICK else decision[0])
+                price = (cost[0] + _cost(product, state, steps, last, decision), cost[1] + 1)
+                if new not in best or price < best[new]:
+                    best[new] = price
+                    came[new] = (place, decision)
+                    buckets.setdefault(price, []).append(new)
+            if len(done) % 256 == 0 and (len(done) > limits.states or time.monotonic() > deadline):
+                return None
+    return None
+
+
+def _walk_back(
+    came: dict[tuple[int, int], tuple[tuple[int, int], Decision]], place: tuple[int, int]
+) -> tuple[Decision, ...]:
+    decisions = []
+    while place in came:
+        place, decision = came[place]
+        decisions.append(decision)
+    return tuple(reversed(decisions))
+
+
+# -- checks against the real code ----------------------------------------------------
+
+
+def confirm(product: Product, decisions: tuple[Decision, ...]) -> int:
+    """Executes a schedule for real and compares each operation with the tables; operations compared.
+
+    Raises:
+        Nondeterminism: at the first difference.
+    """
+    queue = list(decisions)
+
+    def strategy(found: list[Decision], execution: Execution) -> Decision:
+        if not queue:
+            raise _Enough
+        wanted = queue.pop(0)
+        if wanted not in execution.possible(found):
+            raise Nondeterminism(
+                f"step {execution.steps + 1}, {wanted}, is not possible in the real execution"
+            )
+        return wanted
+
+    execution = Execution(product.world, strategy, places=True)
+    with contextlib.suppress(_Enough):
+        execution.run()
+    return compare(product, execution)
+
+
+class _Enough(Exception):
+    """A schedule is over."""
+
+
+def compare(product: Product, execution: Execution) -> int:
+    """Compares the log of a real execution with the automata; operations compared.
+
+    Raises:
+        Nondeterminism: at the first difference.
+    """
+    at = [0] * product.count
+    assert execution.log is not None
+    assert execution.places is not None
+    for (actor, operation, observed, _, _), place in zip(execution.log, execution.places, strict=True):
+        if operation is None:
+            continue
+        automaton = product.automata[actor]
+        node = automaton.nodes[at[actor]]
+        if node.operation is not operation or node.place != place:
+            raise automaton.differs(node, operation, place)
+        at[actor] = automaton.step(at[actor], observed)
+    return len(execution.log)
+
+
+def sample(product: Product, executions: int = 10, seed: int = 0) -> int:
+    """Random executions of all actors together, each operation compared; operations compared."""
+    random_ = random.Random(seed)
+    compared = 0
+    for _ in range(executions):
+        execution = Execution(
+            product.world, lambda found, _: found[int(random_.random() * len(found))], places=True
+        )
+        compared += compare(product, execution.run())
+    return compared
+
+
+# -- the engine ----------------------------------------------------------------------
+
+#: Times that a search may start again because a fact was found or a field was too narrow.
+_STARTS_MAX: Final = 200
+
+
+def started(program: Program, work: Callable[[Product], Any]) -> Any:
+    """Calls work(product), again whenever a fact or a width was found."""
+    world = World(program)
+    widths: list[int] = []
+    product: Product | None = None
+    for _ in range(_STARTS_MAX):
+        try:
+            product = Product(world, widths)
+            return work(product)
+        except (Revised, Widened):
+            continue
+        finally:
+            if product is not None:
+                product.close()
+    raise Nondeterminism(f"{program.name} keeps changing while it is explored")
+
+
+def explore(
+    program: Program,
+    limits: Limits = Limits(),  # noqa: B008 - an immutable tuple
+    *,
+    on_layer: Callable[[int, int, int], None] | None = None,
+    samples: int = 10,
+) -> Verdict:
+    """Explores a program completely, or to its first bug.
+
+    Args:
+        program: what.
+        limits: where to give up.
+        on_layer: progress: (layers, states, frontier).
+        samples: random real executions to compare with the tables.
+
+    Raises:
+        Nondeterminism: if the program is no function of what its actors observe.
+    """
+    found: Verdict = started(program, lambda product: _explore(product, limits, on_layer, samples))
+    return found
+
+
+def _explore(
+    product: Product, limits: Limits, on_layer: Callable[[int, int, int], None] | None, samples: int
+) -> Verdict:
+    from balloonvq.explore.liveness import livelock
+
+    started = time.monotonic()
+    search = Search(product, limits, on_layer)
+
+    def verdict(outcome: Outcome, *, bug: Bug | None = None, why: str = "", checked: int = 0) -> Verdict:
+        return Verdict(
+            outcome=outcome,
+            engine="P",
+            program=product.world.program.name,
+            bounds=product.world.bounds,
+            states=len(search.seen),
+            transitions=search.transitions,
+            seconds=time.monotonic() - started,
+            bug=bug,
+            why=why,
+            layers=len(search.layers),
+            estimate=_estimate(search) if outcome is Outcome.INCOMPLETE else None,
+            checked=checked,
+        )
+
+    try:
+        wrong = search.run()
+    except TooManyLocalStates as error:
+        return verdict(Outcome.INCOMPLETE, why=str(error))
+    checked = sample(product, samples) + sum(automaton.verify() for automaton in product.automata)
+    if wrong is not None:
+        bug = _describe(product, search, wrong, limits)
+        checked += confirm(product, bug.shortest.decisions)
+        if bug.fewest_preemptions is not None:
+            checked += confirm(product, bug.fewest_preemptions.decisions)
+        return verdict(Outcome.BUG, bug=bug, checked=checked)
+    if search.stopped:
+        return verdict(Outcome.INCOMPLETE, why=search.stopped, checked=checked)
+    if product.loops:
+        circle = livelock(search)
+        if circle is not None:
+            stem, loop, what = circle
+            decisions = tuple(stem + loop)
+            cost = 0 if search.one_cpu else preemptions(product, decisions)
+            schedule = Schedule(decisions, cost, "", loop=len(stem))
+            checked += confirm(product, decisions)
+            return verdict(Outcome.BUG, bug=Bug(Kind.LIVELOCK, what, schedule), checked=checked)
+    return verdict(Outcome.PROVED, checked=checked)
+
+
+def _describe(product: Product, search: Search, wrong: _Bug, limits: Limits) -> Bug:
+    decisions = tuple(search.path(wrong.state))
+    if search.one_cpu:
+        return Bug(wrong.kind, wrong.what, Schedule(decisions, 0, "length"))
+    shortest = Schedule(decisions, preemptions(product, decisions), "length")
+    if shortest.preemptions == 0:
+        return Bug(wrong.kind, wrong.what, shortest, Schedule(decisions, 0, "preemptions"))
+    rest = Limits(limits.states, min(limits.seconds, 20.0))
+    best = fewest_preemptions(product, wrong.kind, wrong.what, rest)
+    if best is None:
+        return Bug(wrong.kind, wrong.what, shortest)
+    return Bug(wrong.kind, wrong.what, shortest, Schedule(best[0], best[1], "preemptions"))
+
+
+def _estimate(search: Search) -> int | None:
+    """A guess at all states: the frontier goes on shrinking or growing as it did over the last layers."""
+    sizes = [len(layer) for layer in search.layers]
+    if len(sizes) < 8:
+        return None
+    ratio = (sizes[-1] / max(1, sizes[-5])) ** 0.25
+    if ratio >= 1:
+        return None
+    return len(search.seen) + int(sizes[-1] * ratio / (1 - ratio))
+
+
+def findings(program: Program, limits: Limits = Limits()) -> Findings:  # noqa: B008
+    """All ends, livelocks and races of a program, for comparing engines."""
+    found: Findings = started(program, lambda product: _findings(product, limits))
+    return found
+
+
+def _findings(product: Product, limits: Limits) -> Findings:
+    from balloonvq.explore.liveness import fair_circles
+
+    gathered = Findings()
+    search = Search(product, limits, gather=gathered)
+    search.run()
+    gathered.complete = not search.stopped
+    if product.loops:
+        for component in fair_circles(search):
+            gathered.livelocks.update(tuple(product.values(search.plain(state))) for state in component)
+    return gathered
