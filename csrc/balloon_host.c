@@ -20,7 +20,8 @@ int bln_set_target(struct bln_device *dev, uint32_t pages)
 	pthread_mutex_lock(&dev->state);
 	if (pages > gm_size(dev->mem) >> GM_PAGE_SHIFT) {
 		rc = -EINVAL;
-	} else if (pages != dev->num_pages) {
+	} else if (pages != dev->num_pages || pages != dev->actual) {
+		/* The same target again asks a driver anew that has fallen short of it, by OOM for one. */
 		atomic_set(dev->num_pages, pages);
 		/* New generation before the notification: who is woken reads it (TRN-01). */
 		atomic_set(dev->generation, dev->generation + 1);

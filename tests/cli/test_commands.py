@@ -437,7 +437,7 @@ def test_start_passes_its_options_on(call: Call, world: World) -> None:
             "2",
             "--no-pin",
             "--clock",
-            "virtual",
+            "real",
         ]
     )
     assert result.exit_code == 0
@@ -459,10 +459,17 @@ def test_start_passes_its_options_on(call: Call, world: World) -> None:
             "seed": 7,
             "stats_interval": 2,
             "pin": False,
-            "clock": "virtual",
+            "clock": "real",
             "design_options": {},
         }
     ]
+
+
+def test_a_machine_in_the_background_has_no_virtual_clock(call: Call, world: World) -> None:
+    result = call("start", "--clock", "virtual")
+    assert result.exit_code == 2
+    assert "virtual clock" in result.stderr
+    assert world.started == []
 
 
 def test_the_defaults_of_start_are_those_of_the_machine(call: Call, world: World) -> None:

@@ -790,3 +790,13 @@ def test_configurations_are_values() -> None:
     config = MachineConfig(name="a")
     assert dataclasses.replace(config, name="b").name == "b"
     assert config == MachineConfig(name="a")
+
+
+def test_regression_the_same_target_again_refills_a_balloon_that_oom_deflated() -> None:
+    with Machine.create(MachineConfig(ram_bytes=32 << 20, used_bytes=0)) as machine:
+        machine.set_target(2048)
+        machine.wait()
+        assert machine.oom().outcome == "relieved"
+        assert machine.wait().reason == "deflated-by-oom"
+        machine.set_target(2048)
+        assert machine.wait().outcome == "reached"

@@ -517,12 +517,14 @@ class Machine:
     @property
     def target_pages(self) -> int:
         """Size of the balloon that was asked for."""
-        return self.device.target_pages
+        with self._attached("figure", "reads the target"):
+            return self.device.target_pages
 
     @property
     def actual_pages(self) -> int:
         """Size of the balloon as the driver reported it."""
-        return self.device.actual_pages
+        with self._attached("figure", "reads the size"):
+            return self.device.actual_pages
 
     @property
     def state(self) -> MachineState:

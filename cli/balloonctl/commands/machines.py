@@ -196,6 +196,12 @@ def start(app: App, /, name: str | None, **options: Any) -> int:
     else:
         from balloonctl import background
 
+        if options.get("clock") == "virtual":
+            raise InvalidArgument(
+                "a machine in the background cannot have a virtual clock",
+                why="that one moves only while a script or a shell of the same process waits",
+                hint="use start --clock virtual as a line of a script, or leave --clock out",
+            )
         name = name or app.settings.machine or DEFAULT_MACHINE
         with touching(app) as on_progress:
             background.start(name, fields, on_progress)

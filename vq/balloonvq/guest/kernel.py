@@ -95,7 +95,7 @@ class Kernel:
         self._kswapd: Work | None = None
         self._boot_next = 0
         self._boot_end = kernel_bytes
-        self._task_ids = 0
+        self._task_ids = runtime.shared("task ids")
 
     def boot_alloc(self, size_bytes: int, align: int = 8) -> int:
         """Guest-physical address of kernel memory that is never given back.
@@ -118,8 +118,7 @@ class Kernel:
 
     def next_task_id(self) -> int:
         """A number no other task of this guest has; part of the pattern in its pages."""
-        self._task_ids += 1
-        return self._task_ids
+        return self._task_ids.add(1)
 
     # -- allocation ----------------------------------------------------------
 

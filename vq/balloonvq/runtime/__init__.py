@@ -118,7 +118,7 @@ class Work(Protocol):
 
     @property
     def pending(self) -> bool:
-        """Whether it is queued or running."""
+        """Whether it is queued or running, or an interrupt that queues it has been raised."""
 
     @property
     def requeued(self) -> bool:

@@ -359,7 +359,7 @@ class ThreadWaitQueue:
 class ThreadWork:
     """A work item with a thread of its own."""
 
-    __slots__ = ("_fds", "_function", "_queued", "_ready", "_running", "task")
+    __slots__ = ("_fds", "_function", "_queued", "_raised", "_ready", "_running", "task")
 
     def __init__(
         self,
@@ -374,14 +374,17 @@ class ThreadWork:
         self._running = False
         self._fds = interrupts
         self._ready = ThreadWaitQueue(runtime, f"{name} work", idle=True)
+        self._raised = select.poll()
         for fd in interrupts:
             self._ready.attach(fd)
+            self._raised.register(fd, select.POLLIN)
         self.task = runtime.spawn(name, role, self._loop)
 
     @property
     def pending(self) -> bool:
-        # Once more in the end: a run may queue the next one and end between the first two looks.
-        return self._queued or self._running or self._queued
+        # In the order in which an order travels: eventfd or queued flag, then running. Queued once more in
+        # the end: a run may queue the next one and end between the looks.
+        return self._queued or bool(self._raised.poll(0)) or self._running or self._queued
 
     @property
     def requeued(self) -> bool:
@@ -406,11 +409,13 @@ class ThreadWork:
     def _take(self) -> bool:
         # An interrupt and a queued flag are one order to run. While it is queued nobody looks at the
         # eventfds: an interrupt stays in them, and makes it run once more.
-        if not (self._queued or self._interrupted()):
-            return False
+        # Running first: `pending` must see the order in one of the two places.
         self._running = True
-        self._queued = False
-        return True
+        if self._queued or self._interrupted():
+            self._queued = False
+            return True
+        self._running = False
+        return False
 
     def _loop(self) -> None:
         while True:
