@@ -38,6 +38,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "memory_guard.h"
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14; older headers lack the name */
 #endif
@@ -59,6 +61,7 @@ struct mapping {
 
 struct gm {
 	unsigned count; /* regions in use */
+	bool guarded;   /* gm_guard() was called */
 	int64_t peak;   /* highest sampled allocation; atomic, threads may sample */
 	struct mapping mappings[GM_REGIONS_MAX]; /* sorted by guest_addr */
 };
@@ -198,10 +201,25 @@ void gm_destroy(struct gm *mem)
 	if (!mem)
 		return;
 	for (unsigned i = 0; i < mem->count; i++) {
+		if (mem->guarded)
+			guard_remove(mem->mappings[i].map);
 		munmap(mem->mappings[i].map, mem->mappings[i].map_bytes);
 		close(mem->mappings[i].region.fd);
 	}
 	free(mem);
+}
+
+int gm_guard(struct gm *mem)
+{
+	int rc = 0;
+
+	mem->guarded = true;
+	for (unsigned i = 0; i < mem->count && rc == 0; i++) {
+		const struct mapping *m = &mem->mappings[i];
+
+		rc = guard_add(m->map, m->map_bytes, (size_t)file_page(m->region.fd));
+	}
+	return rc;
 }
 
 unsigned gm_region_count(const struct gm *mem)

@@ -54,6 +54,13 @@ int gm_create_empty(struct gm **out);
  */
 int gm_add_region(struct gm *mem, uint64_t guest_addr, uint64_t size, int fd, uint64_t fd_offset);
 
+/*
+ * For files that somebody else can shrink: an access to a page that has no file any more finds
+ * zeroes, where it would have ended the process by SIGBUS. Call it when all regions are there.
+ * See memory_guard.h for its limits and errors.
+ */
+int gm_guard(struct gm *mem);
+
 /* Unmaps and closes everything, also the descriptors the map owns. NULL is allowed. */
 void gm_destroy(struct gm *mem);
 

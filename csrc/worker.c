@@ -10,8 +10,8 @@
  * than one on the same, in particular under a hypervisor that has to be asked to
  * run the other one.
  *
- * The creator blocks all signals around the creation, and the thread inherits
- * that: there is no moment at which a handler of the program could run here.
+ * The creator blocks all signals but SIGBUS around the creation, and the thread
+ * inherits that: there is no moment at which a handler of the program could run here.
  */
 #include "worker.h"
 
@@ -83,6 +83,7 @@ static int start_thread(struct bln_worker *worker, int cpu)
 	int rc;
 
 	sigfillset(&all);
+	sigdelset(&all, SIGBUS); /* our own access to memory that went away; see memory_guard.h */
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	rc = pthread_create(&worker->thread, NULL, run, worker);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "memory_guard.h"
 #include "rig.h"
 
 #define RUN 16u /* pages of a request */
@@ -315,6 +316,31 @@ static void test_memory_that_was_empty(void)
 	gm_destroy(empty);
 }
 
+static void test_memory_that_goes_away(void)
+{
+	const struct bln_options options = rig_options();
+	struct rig rig = {0};
+	int fd = memfd_create("guest", MFD_CLOEXEC);
+
+	t_equal(0, gm_create_empty(&rig.mem));
+	t_equal(0, ftruncate(fd, (off_t)RIG_PAGES << GM_PAGE_SHIFT));
+	t_equal(0, gm_add_region(rig.mem, 0, (uint64_t)RIG_PAGES << GM_PAGE_SHIFT, dup(fd), 0));
+	t_equal(0, gm_guard(rig.mem));
+	t_equal(0, bln_create(rig.mem, &options, &rig.dev));
+	rig_start(&rig, RIG_ALL, 8);
+	t_equal(0, bln_worker_start(rig.dev, -1, &rig.worker));
+	rig_send_run(&rig, INFLATE, RIG_USER, RUN);
+	rig_kick(&rig, INFLATE);
+	rig_until(rig_count(&rig).requests == 1);
+	t_equal(0, ftruncate(fd, 0));
+	rig_kick(&rig, INFLATE); /* the worker finds an index that went backwards */
+	rig_until((bln_status(rig.dev) & BLN_STATUS_NEEDS_RESET) != 0);
+	t_equal(0, bln_queue_depth(rig.dev, DEFLATE));
+	t_check(guard_replaced() > 0);
+	close(fd);
+	rig_drop(&rig);
+}
+
 static const struct t_test tests[] = {
     T_TEST(test_stopped_and_started_again),
     T_TEST(test_indices_wrap),
@@ -326,6 +352,7 @@ static const struct t_test tests[] = {
     T_TEST(test_bad_descriptors),
     T_TEST(test_memory_is_exchanged),
     T_TEST(test_memory_that_was_empty),
+    T_TEST(test_memory_that_goes_away),
 };
 
 int main(void)

@@ -683,6 +683,23 @@ def test_a_broken_ring_is_told_of(rig) -> None:
         front.request(INFLATE, [3])
 
 
+def test_memory_that_is_taken_away(rig) -> None:
+    """A front end shrinks the file behind our mapping: the next access would be a SIGBUS."""
+    for turn, left in enumerate((0, 0x1000, 0x4000), 1):
+        with rig.guest() as front:
+            front.request(INFLATE, [7])
+            os.ftruncate(front.file, left)
+            os.eventfd_write(front.queues[INFLATE].kick_fd, 1)
+            os.eventfd_write(front.queues[DEFLATE].kick_fd, 1)
+            until(rig.device.broken)
+            assert rig.device.queue_depth(DEFLATE) == 0
+            assert front.config(0, 16)
+            front.queues.clear()  # their memory is gone for us too
+        rig.gone(turn)
+    with rig.guest() as front:
+        front.request(INFLATE, [3])
+
+
 def test_random_bytes(rig) -> None:
     """Whatever comes: an end of the connection, and a back end that serves the next one."""
     before = open_descriptors()

@@ -62,6 +62,10 @@ class GuestMemory:
             os.close(copy)
             raise
 
+    def guard(self) -> None:
+        """Survives files that somebody else shrinks: what has no file any more reads as zeroes."""
+        check(lib.gm_guard(self._gm), "guard guest memory")
+
     @property
     def handle(self) -> CData:
         """The C object, for the other faces."""

@@ -507,6 +507,7 @@ class Session:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise ProtocolError("a memory region without a file", why="it cannot be given back")
                 fresh.add_region(region.guest_address, region.size, descriptor, region.offset)
+            fresh.guard()
         except BaseException:
             fresh.close()
             raise
