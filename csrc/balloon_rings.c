@@ -202,6 +202,8 @@ int bln_queue_set_fd(struct bln_device *dev, unsigned queue, enum bln_fd which, 
 		/* What was kicked for or called for between the two would be lost with the old one. */
 		if (q->vq && which == BLN_FD_KICK)
 			bln_poke(dev, queue);
+		else if (q->vq && which == BLN_FD_CALL && fd >= 0)
+			bln_call(dev, q);
 	}
 	pthread_mutex_unlock(&dev->state);
 	pthread_mutex_unlock(&q->lock);

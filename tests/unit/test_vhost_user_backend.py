@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,6 +215,44 @@ def test_enable_and_disable(rig) -> None:
         front.send(VringState(Request.SET_VRING_ENABLE, INFLATE, 1))
         assert front.taken(INFLATE)
         front.request(INFLATE, [601])
+
+
+def test_what_waits_at_the_start_is_called_for(rig) -> None:
+    """The call descriptor is there before the queue looks at its ring."""
+    with rig.guest() as front:
+        call = front.queues[INFLATE].call_fd
+        for turn in range(50):
+            front.send(VringState(Request.SET_VRING_ENABLE, INFLATE, 0))
+            front.offer(INFLATE, [600 + turn])
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(call)
+            front.send(VringState(Request.SET_VRING_ENABLE, INFLATE, 1))
+            assert select.select([call], [], [], 5)[0]
+            assert front.taken(INFLATE)
+
+
+def test_a_request_of_gigabytes_does_not_hold_up_the_end(rig) -> None:
+    """A chain may name 2^30 pages; a reset cuts it short."""
+    with rig.guest() as front:
+        table = 0x60000
+        piece = front.pages * PAGE_SIZE // 2
+        segments = 60
+        front.memory.write(
+            table,
+            b"".join(
+                struct.pack("<QIHH", 0, piece, 1 if index < segments - 1 else 0, index + 1)
+                for index in range(segments)
+            ),
+        )
+        ring = front.rings(DEFLATE)
+        front.memory.write(ring.desc, struct.pack("<QIHH", table, 16 * segments, 4, 0))
+        front.memory.write(ring.driver, struct.pack("<HHH", 0, 1, 0))
+        os.eventfd_write(front.queues[DEFLATE].kick_fd, 1)
+        until(lambda: rig.device.counters().pfns_never_inflated > 0)
+        begun = time.monotonic()
+    rig.gone()
+    assert time.monotonic() - begun < 2
+    assert rig.device.counters().requests == 0
 
 
 def test_a_ring_without_a_kick_is_polled(rig) -> None:

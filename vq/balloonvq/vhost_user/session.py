@@ -335,13 +335,17 @@ class Session:
         self._on_change()
 
     def _reset(self) -> None:
-        """To the initial state of the device; the front end keeps its connection and memory."""
+        """To the initial state of the device; the front end keeps its connection and memory.
+
+        The device's own reset stops the queues, wherever they are: even a request of gigabytes is cut short.
+        """
+        self.device.set_status(0)
         for vring in self._vrings:
-            self._pause(vring)
+            if vring.queue is not None:
+                self._let_go(vring)
             vring.enabled = False
             vring.started = False
             vring.base = 0
-        self.device.set_status(0)
         self._features = None
         self._on_change()
 
@@ -430,10 +434,16 @@ class Session:
             raise ProtocolError(
                 f"vring {index} is no queue", why=f"with features {self.device.driver_features:#x}"
             )
-        self.device.queue_start(queue, vring.size, self._rings(index), vring.base)
+        rings = self._rings(index)
         vring.queue = queue
-        for which in QUEUE_FDS:
-            self._hand_over(vring, which)
+        try:
+            # Descriptors first: the device may call for what it finds as soon as the queue starts.
+            for which in QUEUE_FDS:
+                self._hand_over(vring, which)
+            self.device.queue_start(queue, vring.size, rings, vring.base)
+        except BaseException:
+            self._let_go(vring)
+            raise
         if ProtocolFeature.STATUS not in self.protocol_features:
             self.device.set_status(self.device.status | Status.DRIVER_OK)
         self._on_change()
@@ -443,10 +453,15 @@ class Session:
         if vring.queue is None:
             return
         vring.base = self.device.queue_stop(vring.queue)
+        self._let_go(vring)
+        self._on_change()
+
+    def _let_go(self, vring: _Vring) -> None:
+        """Takes the front end's descriptors back from a queue that is stopped."""
+        assert vring.queue is not None
         for which in QUEUE_FDS:
             self.device.queue_set_fd(vring.queue, which, None)
         vring.queue = None
-        self._on_change()
 
     def _rings(self, index: int) -> RingAddresses:
         """Where a vring lies, guest-physical."""
@@ -557,11 +572,10 @@ class Session:
 
     def close(self) -> None:
         """The front end is gone: stop, forget, unmap, close everything that came from it."""
+        self._reset()
         for vring in self._vrings:
-            self._pause(vring)
             for which in QUEUE_FDS:
                 self._forget(vring, which)
-        self.device.set_status(0)
         self._drop_channel()
         self._memory.exchange(self.device, GuestMemory.empty())
         for _, descriptor in self._regions:
