@@ -6,7 +6,7 @@ nothing is written, and the exit code is 1 if something is stale.
 
     cli       every command and option, from click's tree
     errors    the tree and the classes, from balloonvq.errors
-    json      the documents and their fields, from balloonvq.counters
+    json      the documents and their fields, from the dataclasses of DOCUMENTS
     c-api     the interface of the C core, from the headers
     design-api  what a locking design may call, from the docstrings
 """
@@ -28,6 +28,7 @@ import click
 import msgspec
 
 from balloonvq import counters, errors
+from balloonvq.bench import guest, inflate
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs/reference"
@@ -36,6 +37,7 @@ SCHEMAS = REFERENCE / "schemas"
 #: The headers in reading order.
 HEADERS = (
     "guest_memory.h",
+    "memory_guard.h",
     "virtqueue.h",
     "chain.h",
     "discard.h",
@@ -48,6 +50,9 @@ HEADERS = (
 
 
 # ---- JSON documents ---------------------------------------------------------
+
+#: The modules whose public dataclasses are documents, or objects inside one.
+DOCUMENTS = (counters, inflate, guest)
 
 
 def field_docs(source: str) -> dict[str, dict[str, str]]:
@@ -68,21 +73,35 @@ def field_docs(source: str) -> dict[str, dict[str, str]]:
     return found
 
 
+def kinds_of_documents() -> Iterator[type]:
+    """Every dataclass that is a document or stands inside one."""
+    for module in DOCUMENTS:
+        for name in module.__all__:
+            kind = getattr(module, name)
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                yield kind
+
+
 def documents() -> dict[str, type]:
     """Schema name -> dataclass, for every document that has a schema name of its own."""
     found: dict[str, type] = {}
-    for name in counters.__all__:
-        kind = getattr(counters, name)
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            for field in dataclasses.fields(kind):
-                if field.name == "schema" and isinstance(field.default, str):
-                    found[field.default] = kind
+    for kind in kinds_of_documents():
+        for field in dataclasses.fields(kind):
+            if field.name == "schema" and isinstance(field.default, str):
+                found[field.default] = kind
     return dict(sorted(found.items()))
+
+
+def all_field_docs() -> dict[str, dict[str, str]]:
+    """`field_docs` of all modules with documents."""
+    return {
+        name: fields for module in DOCUMENTS for name, fields in field_docs(inspect.getsource(module)).items()
+    }
 
 
 def schema_of(name: str, kind: type) -> dict[str, Any]:
     """The JSON Schema of a document; field docstrings become descriptions."""
-    docs = field_docs(inspect.getsource(counters))
+    docs = all_field_docs()
     schema: dict[str, Any] = msgspec.json.schema(kind)
     for class_name, definition in schema.get("$defs", {}).items():
         definition["description"] = definition.get("description", "").replace("``", "").strip()
@@ -107,11 +126,20 @@ def error_schema() -> dict[str, Any]:
         "required": ["schema", "error", "what", "why", "hint", "exit_code"],
         "properties": {
             "schema": {"const": "balloonctl/error/1"},
-            "error": {"enum": sorted(errors.__all__), "description": "The class, see the tree of errors."},
+            "error": text
+            | {
+                "description": "The class: one of the tree of errors, or of the command line: UsageError, "
+                "Interrupted, ForeignPeer.",
+                "examples": sorted(errors.__all__),
+            },
             "what": text | {"description": "What happened."},
             "why": text | {"description": "The state that explains it; may be empty."},
             "hint": text | {"description": "What to do next; may be empty."},
             "exit_code": {"type": "integer", "description": "The exit code of a command that ends so."},
+            "where": text | {"description": "In a script: its file and line."},
+            "file": text | {"description": "In a script: its name, stdin or -c."},
+            "line": {"type": "integer", "description": "In a script: the line's number."},
+            "command": text | {"description": "In a script: the line."},
         },
     }
 
@@ -136,6 +164,7 @@ def type_name(annotation: str) -> str:
     words = {
         "str": "string",
         "int": "integer",
+        "float": "number",
         "bool": "boolean",
         "None": "null",
         "tuple[str, ...]": "array of strings",
@@ -160,15 +189,9 @@ def type_name(annotation: str) -> str:
 
 def json_reference() -> str:
     """A table of fields for each document and each object inside one."""
-    docs = field_docs(inspect.getsource(counters))
+    docs = all_field_docs()
     names = {kind: name for name, kind in documents().items()}
-    inner = [
-        kind
-        for name in counters.__all__
-        if isinstance(kind := getattr(counters, name), type)
-        and dataclasses.is_dataclass(kind)
-        and kind not in names
-    ]
+    inner = [kind for kind in kinds_of_documents() if kind not in names]
     lines: list[str] = []
     kinds: list[type] = [*names, *inner]
     for kind in kinds:

@@ -87,6 +87,16 @@ def test_exit_codes_of_errors_are_on_the_page() -> None:
     assert {getattr(errors, name).exit_code for name in errors.__all__} <= listed
 
 
+def balloonctl(*arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "balloonctl", *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+
+
 @pytest.mark.parametrize(
     ("schema", "command"),
     [
@@ -94,19 +104,50 @@ def test_exit_codes_of_errors_are_on_the_page() -> None:
         ("wait-1", ["inflate", "16M"]),
         ("oom-1", ["oom", "1M"]),
         ("stats-1", ["stats"]),
+        ("compact-1", ["compact"]),
+        ("bench-inflate-1", ["bench", "inflate", "--size", "1M", "--runs", "1", "--warmup", "0"]),
     ],
 )
 def test_documents_of_a_machine_are_valid(schema: str, command: list[str], runtime_dir: Path) -> None:
-    def balloonctl(*arguments: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "balloonctl", *arguments],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        ).stdout
-
     balloonctl("start", "--ram", "64M")
     document = json.loads(balloonctl("--json", *command))
-    assert document["schema"] == f"balloonctl/{schema.replace('-', '/')}"
+    assert document["schema"] == f"balloonctl/{'/'.join(schema.rsplit('-', 1))}"
     jsonschema.validate(document, json.loads((SCHEMAS / f"{schema}.json").read_text()))
+
+
+def tables_of(name: str) -> list[set[str]]:
+    """The first column of each table of a document that is described by hand."""
+    page = (ROOT / "docs/reference/json.md").read_text()
+    section = page.partition(f"### `{name}`\n")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\|(.*?)\||(^$)", section, re.MULTILINE)
+    tables: list[set[str]] = [set()]
+    for cell, blank in rows:
+        if blank or not cell:
+            tables.append(set())
+        tables[-1] |= set(re.findall(r"`([\w-]+)`", cell))
+    return [table for table in tables if table]
+
+
+def test_documents_of_the_commands_have_the_fields_that_the_page_tells(runtime_dir: Path) -> None:
+    def fields(*command: str) -> tuple[str, set[str], dict]:
+        document = json.loads(balloonctl("--json", *command))
+        return document["schema"], set(document) - {"schema"}, document
+
+    commands = [
+        ["start", "--ram", "64M"],
+        ["inflate", "8M", "--dry-run"],
+        ["inflate", "8M", "--no-wait"],
+        ["check"],
+        ["info"],
+        ["ps"],
+        ["designs", "split"],
+        ["stop"],
+    ]
+    seen = {}
+    for command in commands:
+        name, found, seen[command[0]] = fields(*command)
+        assert tables_of(name)[0] == found, name
+    _, members = tables_of("balloonctl/ps/1")
+    assert members - {"trouble", "private"} == set(seen["ps"]["machines"][0])
+    _, members = tables_of("balloonctl/designs/1")
+    assert members == set(seen["designs"]["designs"][0])
