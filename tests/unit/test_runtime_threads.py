@@ -612,14 +612,30 @@ def test_work_coalesces_and_never_runs_beside_itself(either: Rig) -> None:
     work.queue()
     assert work.pending
     assert started.wait(10)
-    assert not work.requeued
     for _ in range(5):
         work.queue()
-    assert work.requeued
     assert work.pending
     go_on.set()
     until(lambda: not work.pending)
     assert runs == [1, 1]
+
+
+def test_regression_who_waits_for_rest_is_woken_when_the_work_is_no_longer_pending(either: Rig) -> None:
+    # Woken before, a waiter looked too early and slept on until its time limit.
+    rest = either.wait_queue("rest")
+    work = either.work("W", "work", lambda: None, at_rest=rest)
+    waited: list[int] = []
+
+    def wait() -> None:
+        for _ in range(300):
+            work.queue()
+            before = either.now_ns()
+            rest.wait_until(lambda: not work.pending, 10**10)
+            waited.append(either.now_ns() - before)
+
+    task = either.spawn("A", "waits", wait)
+    until(lambda: task.finished)
+    assert max(waited) < 10**9
 
 
 def test_work_runs_at_interrupts(either: Rig) -> None:
@@ -656,6 +672,9 @@ def test_regression_work_that_requeues_itself_under_the_look_is_pending() -> Non
 
         def __init__(self) -> None:
             self._queued = False
+
+        def _raised(self) -> bool:
+            return False
 
         @property
         def _running(self) -> bool:

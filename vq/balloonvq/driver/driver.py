@@ -181,7 +181,13 @@ class BalloonDriver:
                 self.kernel.start_kswapd()
             else:
                 self.kernel.notifiers.append(self._oom_notify)
-        self._size_work = runtime.work("W", "size worker", self._resize, interrupts=(self.device.config_fd,))
+        self._size_work = runtime.work(
+            "W",
+            "size worker",
+            self._resize,
+            interrupts=(self.device.config_fd,),
+            at_rest=self.vb.settled,
+        )
         # The host may have set a target before we were there.
         self._size_work.queue()
 
@@ -201,8 +207,6 @@ class BalloonDriver:
         self.design.resize()
         if self.vb.num_pages.value != held:
             self.vb.out_of_puff.value = 0
-        if not self._size_work.requeued:
-            self.vb.settled.wake_all()
 
     def _requeue(self) -> None:
         self._size_work.queue()

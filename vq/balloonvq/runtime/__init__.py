@@ -120,10 +120,6 @@ class Work(Protocol):
     def pending(self) -> bool:
         """Whether it is queued or running, or an interrupt that queues it has been raised."""
 
-    @property
-    def requeued(self) -> bool:
-        """Whether it will run again after the run in progress."""
-
     def nudge(self) -> None:
         """Lets it look for interrupts now.
 
@@ -155,9 +151,19 @@ class Runtime(Protocol):
         """A new wait queue."""
 
     def work(
-        self, name: str, role: str, function: Callable[[], None], *, interrupts: tuple[int, ...] = ()
+        self,
+        name: str,
+        role: str,
+        function: Callable[[], None],
+        *,
+        interrupts: tuple[int, ...] = (),
+        at_rest: WaitQueue | None = None,
     ) -> Work:
-        """A work item with its own task; a write to one of the eventfds queues it."""
+        """A work item with its own task; a write to one of the eventfds queues it.
+
+        `at_rest` is woken whenever a run has ended and no further one is queued: after
+        `Work.pending` has become false, so that who waits for that looks at the right moment.
+        """
 
     def spawn(self, name: str, role: str, function: Callable[[], object]) -> Task:
         """Starts a task."""

@@ -37,7 +37,7 @@ from typing import TypeVar
 
 from balloonvq.counters import DeadlockTask, HeldLock
 from balloonvq.errors import InternalError
-from balloonvq.runtime import Stopped
+from balloonvq.runtime import Stopped, WaitQueue
 
 __all__ = ["ThreadMutex", "ThreadRuntime", "ThreadShared", "ThreadTask", "ThreadWaitQueue", "ThreadWork"]
 
@@ -359,7 +359,7 @@ class ThreadWaitQueue:
 class ThreadWork:
     """A work item with a thread of its own."""
 
-    __slots__ = ("_fds", "_function", "_queued", "_raised", "_ready", "_running", "task")
+    __slots__ = ("_at_rest", "_fds", "_function", "_queued", "_ready", "_running", "task")
 
     def __init__(
         self,
@@ -368,27 +368,23 @@ class ThreadWork:
         role: str,
         function: Callable[[], None],
         interrupts: tuple[int, ...],
+        at_rest: WaitQueue | None,
     ) -> None:
         self._function = function
+        self._at_rest = at_rest
         self._queued = False
         self._running = False
         self._fds = interrupts
         self._ready = ThreadWaitQueue(runtime, f"{name} work", idle=True)
-        self._raised = select.poll()
         for fd in interrupts:
             self._ready.attach(fd)
-            self._raised.register(fd, select.POLLIN)
         self.task = runtime.spawn(name, role, self._loop)
 
     @property
     def pending(self) -> bool:
         # In the order in which an order travels: eventfd or queued flag, then running. Queued once more in
         # the end: a run may queue the next one and end between the looks.
-        return self._queued or bool(self._raised.poll(0)) or self._running or self._queued
-
-    @property
-    def requeued(self) -> bool:
-        return self._queued
+        return self._queued or self._raised() or self._running or self._queued
 
     def queue(self) -> None:
         self._queued = True
@@ -397,25 +393,27 @@ class ThreadWork:
     def nudge(self) -> None:
         self._ready.wake_all()
 
-    def _interrupted(self) -> bool:
-        fired = False
+    def _raised(self) -> bool:
+        """Whether an interrupt waits to be taken."""
+        poller = select.poll()
         for fd in self._fds:
-            # This work item is the only reader of these eventfds, so draining is safe.
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(fd)
-                fired = True
-        return fired
+            poller.register(fd, select.POLLIN)
+        return bool(poller.poll(0))
 
     def _take(self) -> bool:
         # An interrupt and a queued flag are one order to run. While it is queued nobody looks at the
         # eventfds: an interrupt stays in them, and makes it run once more.
-        # Running first: `pending` must see the order in one of the two places.
+        if not (self._queued or self._raised()):
+            return False
+        # Running before the order is taken: `pending` must see it in one of the places.
         self._running = True
-        if self._queued or self._interrupted():
-            self._queued = False
-            return True
-        self._running = False
-        return False
+        if not self._queued:
+            for fd in self._fds:
+                # This work item is the only reader of these eventfds, so draining is safe.
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(fd)
+        self._queued = False
+        return True
 
     def _loop(self) -> None:
         while True:
@@ -424,6 +422,8 @@ class ThreadWork:
                 self._function()
             finally:
                 self._running = False
+            if self._at_rest is not None and not self._queued:
+                self._at_rest.wake_all()
 
 
 class _Sleeper:
@@ -612,9 +612,15 @@ class ThreadRuntime:
         return ThreadWaitQueue(self, name)
 
     def work(
-        self, name: str, role: str, function: Callable[[], None], *, interrupts: tuple[int, ...] = ()
+        self,
+        name: str,
+        role: str,
+        function: Callable[[], None],
+        *,
+        interrupts: tuple[int, ...] = (),
+        at_rest: WaitQueue | None = None,
     ) -> ThreadWork:
-        return ThreadWork(self, name, role, function, interrupts)
+        return ThreadWork(self, name, role, function, interrupts, at_rest)
 
     def choose(self, name: str, options: int) -> int:
         """Live, the environment makes its choices itself."""
