@@ -85,6 +85,15 @@ def _take(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     app.adjust(**changes({param.name: value}))
 
 
+def _section(info_name: str, parent: click.Context | None) -> tuple[str, ...]:
+    """Where a command's table stands in the configuration: below those of the groups around it."""
+    names = [info_name]
+    while parent is not None and parent.parent is not None and parent.info_name:
+        names.insert(0, parent.info_name)
+        parent = parent.parent
+    return tuple(name.replace("-", "_") for name in names)
+
+
 class BalloonCommand(click.Command):
     """A command that also takes the global options, and reads its table of the configuration strictly."""
 
@@ -110,8 +119,7 @@ class BalloonCommand(click.Command):
         configuration = parent.meta.get(CONFIGURATION) if parent is not None else None
         if isinstance(configuration, Configuration) and info_name and not extra.get("resilient_parsing"):
             own = [param for param in self.params if param not in self.common]
-            section = info_name.replace("-", "_")
-            configuration.check(section, [str(param.name) for param in own])
+            configuration.check(_section(info_name, parent), [str(param.name) for param in own])
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -39,22 +39,25 @@ class Configuration:
     read: list[Path] = field(default_factory=list)
     error: InvalidArgument | None = None
 
-    def check(self, section: str | None, known: Iterable[str]) -> None:
+    def check(self, prefix: tuple[str, ...], known: Iterable[str]) -> None:
         """Complains about the first key that is no option.
 
         Args:
-            section: a command, None for the top of the file.
+            prefix: a command and, behind it, its own; empty for the top of the file.
             known: names of its options and, at the top, of the commands.
         """
-        prefix = () if section is None else (section,)
         names = set(known)
-        values = self.values if section is None else self.values.get(section, {})
-        if not isinstance(values, Mapping):
-            raise InvalidArgument(
-                f"{self.files[prefix]}: {section} has to be a table",
-                why=f"{section} is a command",
-                hint=f"write [{section}] and its options below",
-            )
+        section = " ".join(prefix)
+        values: Any = self.values
+        for depth, name in enumerate(prefix, 1):
+            values = values.get(name, {})
+            if not isinstance(values, Mapping):
+                table = ".".join(prefix[:depth])
+                raise InvalidArgument(
+                    f"{self.files[prefix[:depth]]}: {table} has to be a table",
+                    why=f"{' '.join(prefix[:depth])} is a command",
+                    hint=f"write [{table}] and its options below",
+                )
         for key in values:
             if key not in names:
                 from difflib import get_close_matches
@@ -62,10 +65,10 @@ class Configuration:
                 close = get_close_matches(key, names, 1)
                 raise InvalidArgument(
                     f"{self.files[(*prefix, key)]}: unknown option {'.'.join((*prefix, key))}",
-                    why=f"balloonctl {section or ''}".rstrip() + " has no such option",
+                    why=f"balloonctl {section}".rstrip() + " has no such option",
                     hint=f"did you mean {close[0]}?"
                     if close
-                    else f"balloonctl {section or ''}".rstrip() + " --help",
+                    else f"balloonctl {section}".rstrip() + " --help",
                 )
 
 
@@ -111,14 +114,24 @@ def _merge(configuration: Configuration, path: Path) -> None:
             f"{path} is not TOML", why=str(error), hint="https://toml.io shows the format"
         ) from error
     configuration.read.append(path)
-    for key, value in document.items():
+    _merge_table(configuration, (), configuration.values, document, path)
+
+
+def _merge_table(
+    configuration: Configuration,
+    prefix: tuple[str, ...],
+    into: dict[str, Any],
+    table: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """Puts a table over what is there, and remembers which file each key came from."""
+    for key, value in table.items():
         name = key.replace("-", "_")
         if isinstance(value, dict):
-            known = configuration.values.get(name)
-            table = known if isinstance(known, dict) else configuration.values.setdefault(name, {})
-            for inner, setting in value.items():
-                table[inner.replace("-", "_")] = setting
-                configuration.files[name, inner.replace("-", "_")] = path
+            known = into.get(name)
+            inner: dict[str, Any] = known if isinstance(known, dict) else {}
+            into[name] = inner
+            _merge_table(configuration, (*prefix, name), inner, value, path)
         else:
-            configuration.values[name] = value
-        configuration.files[name,] = path
+            into[name] = value
+        configuration.files[*prefix, name] = path

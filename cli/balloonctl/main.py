@@ -280,7 +280,7 @@ def main(ctx: click.Context, /, commands: str | None, **options: Any) -> int:
     if configuration.error is not None:
         raise configuration.error
     known = [str(param.name) for param in main.params]
-    configuration.check(None, [*known, *(name for name, entry in COMMANDS.items() if not entry.session_only)])
+    configuration.check((), [*known, *(name for name, entry in COMMANDS.items() if not entry.session_only)])
     session = ctx.obj if ctx.meta[_IN_SESSION] else None
     app = _make_app(ctx, options)
     ctx.obj = app

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -676,3 +677,19 @@ def test_time_is_not_wasted(on: Call) -> None:
     on("status")
     assert time.monotonic() - begun < 5
     assert PAGE == 4096
+
+
+def test_regression_a_command_of_a_group_has_its_own_table(
+    call: Call, tmp_path: Path, monkeypatch: Any
+) -> None:
+    # [inflate] was read for `bench inflate`, and the size of [bench.inflate] not at all.
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "balloonctl.toml"
+    file.write_text('[inflate]\ntimeout = "5s"\n[bench.inflate]\nsize = "1000"\n')
+    result = call("bench", "inflate")
+    assert result.exit_code == 2
+    assert "1000 is not a whole number of pages" in result.stderr
+    file.write_text("[bench.inflate]\nsizes = 1\n")
+    result = call("bench", "inflate")
+    assert result.exit_code == 2
+    assert "unknown option bench.inflate.sizes" in result.stderr

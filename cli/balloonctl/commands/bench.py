@@ -22,7 +22,6 @@ def bench() -> None:
 @bench.command("inflate", cls=BalloonCommand)
 @click.option(
     "--size",
-    "size_",
     type=SizeType(percent=False),
     default="4G",
     show_default=True,
@@ -40,7 +39,7 @@ def bench() -> None:
     help="Exit 4 if the median ratio is larger.",
 )
 @pass_app
-def inflate(app: App, /, size_: Size, runs: int, warmup: int, design: str, fail_above: float | None) -> int:
+def inflate(app: App, /, size: Size, runs: int, warmup: int, design: str, fail_above: float | None) -> int:
     """How long an inflate takes, in times one hole over the same bytes.
 
     Each round touches the guest's memory, punches one hole over it with one system call, touches it again,
@@ -51,9 +50,9 @@ def inflate(app: App, /, size_: Size, runs: int, warmup: int, design: str, fail_
     from balloonvq.bench.inflate import run
     from balloonvq.counters import to_document
 
-    assert size_.bytes is not None
+    assert size.bytes is not None
     with rounds(app, "measuring") as advance:
-        result = run(size_.bytes, runs=runs, warmup=warmup, design=design, on_progress=advance)
+        result = run(size.bytes, runs=runs, warmup=warmup, design=design, on_progress=advance)
     document = to_document(result)
     app.emit(document, render_inflate)
     if fail_above is not None and document["ratio_median"] > fail_above:
@@ -65,7 +64,6 @@ def inflate(app: App, /, size_: Size, runs: int, warmup: int, design: str, fail_
 @bench.command("guest", cls=BalloonCommand)
 @click.option(
     "--size",
-    "size_",
     type=SizeType(percent=False),
     default="128M",
     show_default=True,
@@ -76,7 +74,7 @@ def inflate(app: App, /, size_: Size, runs: int, warmup: int, design: str, fail_
     "--warmup", type=click.IntRange(0, 100), default=1, show_default=True, help="Rounds before that do not."
 )
 @pass_app
-def guest(app: App, /, size_: Size, runs: int, warmup: int) -> int:
+def guest(app: App, /, size: Size, runs: int, warmup: int) -> int:
     """How fast a real Linux guest inflates and deflates, and what of it is the device.
 
     The guest is User Mode Linux with its own driver; it has to be installed (Debian: user-mode-linux,
@@ -87,8 +85,8 @@ def guest(app: App, /, size_: Size, runs: int, warmup: int) -> int:
     from balloonvq.bench.guest import run
     from balloonvq.counters import to_document
 
-    assert size_.bytes is not None
+    assert size.bytes is not None
     with rounds(app, "measuring") as advance:
-        result = run(size_.bytes, runs=runs, warmup=warmup, on_progress=advance)
+        result = run(size.bytes, runs=runs, warmup=warmup, on_progress=advance)
     app.emit(to_document(result), render_guest)
     return 0

@@ -50,7 +50,7 @@ def _settings(ctx: click.Context, configuration: Configuration) -> list[dict[str
         own = [param for param in found.params if isinstance(param, click.Option) and param not in common]
         table = configuration.values.get(name, {})
         if isinstance(found, BalloonCommand):
-            configuration.check(name, [str(param.name) for param in own])
+            configuration.check((name,), [str(param.name) for param in own])
         for param in own:
             variable = f"BALLOONCTL_{name}_{param.name}".upper()
             if os.environ.get(variable):
