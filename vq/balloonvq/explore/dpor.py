@@ -20,7 +20,8 @@ What is special here:
   execution races, too, with what it would have done;
 * relax is independent of everything: parking only leaves out repetitions;
 * a choice has all its outcomes tried;
-* where time's step competes with others (spinners, `explore_time`), everybody is tried.
+* time's step depends on everything and never sleeps; where it competes with others
+  (spinners, `explore_time`), everybody is tried.
 
 All ends are found: final states, deadlocks, errors. States in between are not all visited,
 so this engine does not judge state invariants. One processor without
@@ -136,7 +137,7 @@ class _Explorer:
             sleep = {
                 decision: theirs
                 for decision, theirs in (parent.sleep | parent.done).items()
-                if decision[0] != parent.chosen[0] and not tick and not dependent(step, theirs)
+                if not tick and decision[0] not in {parent.chosen[0], TICK[0]} and not dependent(step, theirs)
             }
         awake = [decision for decision in found if decision not in sleep]
         if not awake:
@@ -186,6 +187,11 @@ class _Explorer:
 
     def _look(self, events: list[_Event], index: int, event: _Event, previous: _Event | None) -> None:
         """All races of one step with earlier ones."""
+        if event.actor < 0 and self.world.bounds.explore_time:
+            # Time may pass earlier, too, if somebody arms a timer earlier.
+            for place in range(index - 1, -1, -1):
+                if events[place].actor >= 0:
+                    self._reverse(events[:index], place, event)
         if event.first is None or event.actor < 0:
             return
         object_, writes, _ = event.first

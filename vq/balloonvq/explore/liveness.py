@@ -8,13 +8,15 @@ fair scheduler: nobody who could always go on is left out for ever.
 * An actor is treated *weakly* fairly: if it can go on in every state of the component, one of its
   steps must lie inside. A component that fails this contains no smaller one that
   passes (there too the actor can always go on and never does), so it is dropped as a whole.
-* Time is treated *strongly* fairly, since a retry loop does not stop clocks: if the
-  clock could tick in some state of the component, it ticks inside. Here a smaller component may
-  pass, one without those states, so they are taken out and the rest is searched again.
+* Time does not stand still because somebody spins: if the clock could tick in some state of
+  the component, it ticks inside. Two spinners that are never at relax at the same moment do not
+  get around that, so a smaller component without those states does not pass either.
 
 On one processor without preemption "can go on" means: the running actor leaves the
-processor. Then everybody is treated strongly fairly, since who gives way again and again
-lets each of the others run in the end. A spinner that never gives way owes nobody
+processor. Then everybody is treated *strongly* fairly, since who gives way again and again
+lets each of the others run in the end: an actor that could go on in some state of the component
+moves inside it. Here a smaller component may pass, one without those states, so they are
+taken out and the rest is searched again. A spinner that never gives way owes nobody
 anything, and is found as the livelock that it is.
 
 Tarjan's algorithm, iterative, steps recomputed from the tables.
@@ -107,8 +109,10 @@ class _Graph:
                 moved.update(decision[0] for decision, target in self.steps(state) if target in inside)
             always = set.intersection(*able.values())
             owed = set.union(*able.values()) - moved
+            if TICK[0] in owed:
+                continue
             if not self.search.one_cpu:
-                owed &= {TICK[0]}
+                owed = set()
             left_out = {state for state, actors in able.items() if actors & owed}
             if always - moved:
                 continue

@@ -43,7 +43,7 @@ from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Ve
 from balloonvq.explore.world import CLOCK, Nondeterminism, Program, Revised, World, tick
 from balloonvq.runtime.controlled import TICK, Decision, Execution
 
-__all__ = ["Limits", "Micro", "Product", "Widened", "explore", "findings"]
+__all__ = ["Limits", "Micro", "Product", "Search", "Widened", "explore", "findings", "started"]
 
 
 class Limits(NamedTuple):
@@ -833,15 +833,25 @@ def compare(product: Product, execution: Execution) -> int:
     return len(execution.log)
 
 
+#: Length at which a random execution has said enough; a program that never ends has no other.
+SAMPLE_STEPS: Final = 500
+
+
 def sample(product: Product, executions: int = 10, seed: int = 0) -> int:
     """Random executions of all actors together, each operation compared; operations compared."""
     random_ = random.Random(seed)
     compared = 0
+
+    def strategy(found: list[Decision], execution: Execution) -> Decision:
+        if execution.steps >= SAMPLE_STEPS:
+            raise _Enough
+        return found[int(random_.random() * len(found))]
+
     for _ in range(executions):
-        execution = Execution(
-            product.world, lambda found, _: found[int(random_.random() * len(found))], places=True
-        )
-        compared += compare(product, execution.run())
+        execution = Execution(product.world, strategy, places=True)
+        with contextlib.suppress(_Enough):
+            execution.run()
+        compared += compare(product, execution)
     return compared
 
 

@@ -12,7 +12,7 @@ mutex          number of its owner, -1                     lock, trylock, unlock
 word           int                                         read, write, add
 wait queue     three bit sets of actors: enqueued, woken,  enqueue, schedule, finish,
                out of time                                 wake
-work           1 queued | 2 running                        queue, take, done, read
+work           1 queued | 2 running                        queue, take, done or rest, read
 shared object  anything hashable                           as declared
 clock (no 0)   (now, ((time left, actor, queue), ...))     arm, disarm, asleep
 none (no 1)    None                                        choose, relax
@@ -420,6 +420,12 @@ def work_done(value: int, actor: int) -> tuple[int, None]:
     """The item's function has returned."""
     del actor
     return (value & ~2, None)
+
+
+def work_rest(value: int, actor: int) -> tuple[int, bool]:
+    """The item's function has returned; observes whether it will not run again."""
+    del actor
+    return (value & ~2, not value & 1)
 
 
 def choose(value: Any, actor: int) -> tuple[Any, Any]:

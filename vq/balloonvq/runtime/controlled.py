@@ -47,7 +47,7 @@ from balloonvq.explore.world import (
     SharedObject,
     World,
 )
-from balloonvq.runtime import Stopped
+from balloonvq.runtime import Runtime, Stopped, WaitQueue
 
 __all__ = ["Actor", "ControlledRuntime", "Decision", "Execution", "Fed", "LogEntry", "Place"]
 
@@ -260,21 +260,47 @@ class ControlledWaitQueue(Atom):
 
 
 class ControlledWork(Atom):
-    """See `balloonvq.runtime.Work`: an actor of its own that takes, runs, and is done."""
+    """See `balloonvq.runtime.Work`: an actor of its own that takes, runs, and is done.
 
-    __slots__ = ("_done", "_function", "_queue", "_read", "_runtime", "_take", "name", "spec", "task")
+    Where somebody wants to know that it has come to rest, its end looks at whether the item is
+    queued again. That does not commute with queueing then and is a scheduling point, called "rest".
+    """
+
+    __slots__ = (
+        "_at_rest",
+        "_done",
+        "_function",
+        "_queue",
+        "_read",
+        "_runtime",
+        "_take",
+        "name",
+        "spec",
+        "task",
+    )
 
     def __init__(
-        self, runtime: ControlledRuntime, name: str, role: str, function: Callable[[], None], spec: ObjectSpec
+        self,
+        runtime: ControlledRuntime,
+        name: str,
+        role: str,
+        function: Callable[[], None],
+        spec: ObjectSpec,
+        at_rest: WaitQueue | None,
     ) -> None:
         world = runtime.world
         self.name = spec.name
         self.spec = spec
         self._runtime = runtime
         self._function = function
+        self._at_rest = at_rest
         self._queue = world.operation(spec, "queue", model.work_queue)
         self._take = world.operation(spec, "take", model.work_take, blocks=True, idle=True)
-        self._done = world.operation(spec, "done", model.work_done)
+        self._done = (
+            world.operation(spec, "done", model.work_done)
+            if at_rest is None
+            else world.operation(spec, "rest", model.work_rest)
+        )
         self._read = world.operation(spec, "read", model.read, writes=False)
         self.task = runtime.spawn(name, role, self._turn, repeats=True)
 
@@ -282,23 +308,21 @@ class ControlledWork(Atom):
         runtime = self._runtime
         runtime.perform(self._take)
         self._function()
-        runtime.perform(self._done)
+        rests = runtime.perform(self._done)
+        if self._at_rest is not None and rests:
+            self._at_rest.wake_all()
 
     def queue(self) -> None:
         self._runtime.perform(self._queue)
 
-    def _state(self) -> int:
-        if not self.spec.watched:
-            self._runtime.revise(self.spec)
-        return cast("int", self._runtime.perform(self._read))
+    def nudge(self) -> None:
+        """Nothing: an interrupt queues the item in its own step here."""
 
     @property
     def pending(self) -> bool:
-        return self._state() != 0
-
-    @property
-    def requeued(self) -> bool:
-        return bool(self._state() & 1)
+        if not self.spec.watched:
+            self._runtime.revise(self.spec)
+        return cast("int", self._runtime.perform(self._read)) != 0
 
 
 class ControlledObject(Atom):
@@ -434,9 +458,16 @@ class ControlledRuntime(Atom):
         return ControlledObject(self, spec, declaration)
 
     def work(
-        self, name: str, role: str, function: Callable[[], None], *, interrupts: tuple[int, ...] = ()
+        self,
+        name: str,
+        role: str,
+        function: Callable[[], None],
+        *,
+        interrupts: tuple[int, ...] = (),
+        at_rest: WaitQueue | None = None,
     ) -> ControlledWork:
-        work = ControlledWork(self, name, role, function, self._declare("work", f"{name} work", 0))
+        spec = self._declare("work", f"{name} work", 0)
+        work = ControlledWork(self, name, role, function, spec, at_rest)
         for fd in interrupts:
             self.interrupts.setdefault(fd, []).append(work.queue)
         return work
@@ -496,6 +527,11 @@ class ControlledRuntime(Atom):
                 operation.progress = True
 
     # -- primitives ----------------------------------------------------------
+
+    def this_task(self) -> Actor:
+        if self.current is None:
+            raise InternalError("nobody runs: a program is being built")
+        return self.current
 
     def perform(self, operation: Operation, anchor: Hashable = None) -> Any:
         """Performs an operation for the current actor; outside of any actor, at once."""
@@ -607,6 +643,11 @@ class ControlledRuntime(Atom):
 
 
 _ACTOR_CODE: Final[CodeType] = ControlledRuntime._run_actor.__code__
+
+
+def _conforms(runtime: ControlledRuntime) -> Runtime:
+    """For the type checker: the driver's code runs here unchanged."""
+    return runtime
 
 
 def place_of(frame: FrameType | None) -> Place:
