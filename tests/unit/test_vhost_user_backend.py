@@ -460,13 +460,13 @@ def test_the_next_front_end_finds_a_clean_device(rig) -> None:
 
 
 def test_a_front_end_that_dies_at_any_message(rig) -> None:
-    """Cut after every byte of a whole set-up, some of it within messages."""
+    """Cut at sixty places of a whole set-up, most of them within a message."""
     before = open_descriptors()
-    script: list[tuple[bytes, list[int]]] = []
+    script: list[tuple[bytes, list[bool]]] = []
 
     class Recorder(FrontEnd):
         def send_raw(self, data, descriptors=()) -> None:
-            script.append((data, [len(script)] * len(descriptors)))
+            script.append((data, [descriptor == self.file for descriptor in descriptors]))
             super().send_raw(data, descriptors)
 
     with Recorder(rig.path) as front:
@@ -476,12 +476,14 @@ def test_a_front_end_that_dies_at_any_message(rig) -> None:
     cuts = sorted(rng.sample(range(len(whole)), 60))
     for turn, cut in enumerate(cuts, 2):
         with FrontEnd(rig.path) as front:
+            event = os.eventfd(0, os.EFD_CLOEXEC)
+            front.eventfds.append(event)
             left = cut
-            for data, descriptors in script:
+            for data, are_memory in script:
                 piece = data[:left]
                 if not piece:
                     break
-                front.send_raw(piece, [front.file] * len(descriptors))
+                front.send_raw(piece, [front.file if memory else event for memory in are_memory])
                 left -= len(piece)
         rig.gone(turn)
     until(lambda: open_descriptors() == before)
