@@ -201,7 +201,7 @@ def test_out_of_memory_takes_from_the_balloon(machine, guest) -> None:
     assert status == 0
     assert guest.vmstat()["oom_kill"] == kills
     assert machine.actual_pages <= 128 * MIB - 20 * MIB
-    assert machine.status().balloon.reason == "deflated-by-oom"
+    until(lambda: machine.status().balloon.reason == "deflated-by-oom")
     assert machine.status().held_pages == machine.actual_pages
 
 

@@ -127,7 +127,7 @@ def test_a_balloon_that_the_guest_shrank_was_out_of_memory(machine, guest) -> No
     assert machine.wait(SECOND).outcome == "reached"
     until(lambda: machine._reached == 100)
     guest.write_actual(60)
-    assert machine.status().balloon.reason == "deflated-by-oom"
+    until(lambda: machine.status().balloon.reason == "deflated-by-oom")
     machine.set_target(200)
     assert machine.status().balloon.state == "moving"
 

@@ -54,6 +54,10 @@ __all__ = ["VhostConfig", "VhostMachine"]
 #: again five times a second when it finds no page.
 STALLED_NS = 3_000_000_000
 
+#: A balloon below a target that it had reached, and at rest for this long, was deflated by its guest.
+#: Sooner it may be one that is still on its way to an older target.
+AT_REST_NS = 500_000_000
+
 #: How often a waiter looks when nothing wakes it.
 LOOK_SECONDS = 0.05
 
@@ -123,6 +127,7 @@ class VhostMachine:
         self._stats_interval = 0
         self._last_end = ""
         self._reached: int | None = None
+        self._moved_ns = 0
         self._started_ns = time.monotonic_ns()
         with contextlib.ExitStack() as cleanup:
             self.memory = SharedMemory()
@@ -238,7 +243,7 @@ class VhostMachine:
             now = time.monotonic()
             actual = self.device.actual_pages
             if actual != previous:
-                previous = actual
+                previous, self._moved_ns = actual, time.monotonic_ns()
                 if actual == self.target_pages:
                     self._reached = actual
             self._notify()  # waiters at once, watchers a few times a second
@@ -416,7 +421,8 @@ class VhostMachine:
         if not self.backend.live and self.target_pages:
             return "no-guest"
         reached = self._reached
-        if reached is not None and reached == self.target_pages and self.actual_pages < reached:
+        fell = reached is not None and reached == self.target_pages and self.actual_pages < reached
+        if fell and time.monotonic_ns() - self._moved_ns >= AT_REST_NS:
             # It was there, and nobody asked for less: the guest was out of memory. Linux does not fill up
             # again before the next configuration change.
             return "deflated-by-oom"
