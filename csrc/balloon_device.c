@@ -129,6 +129,8 @@ static void locks_init(struct bln_device *dev)
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&dev->delay_over, &attr);
+	pthread_cond_init(&dev->lazy.wake, &attr);
+	pthread_cond_init(&dev->lazy.changed, &attr);
 	pthread_condattr_destroy(&attr);
 }
 
@@ -169,6 +171,9 @@ int bln_create(struct gm *mem, const struct bln_options *options, struct bln_dev
 	dev->held = calloc((size_t)(dev->pages / 64 + 1), sizeof(*dev->held));
 	if (!dev->held)
 		goto fail;
+	rc = bln_lazy_create(dev);
+	if (rc)
+		goto fail;
 	dev->kicks_fd = epoll_create1(EPOLL_CLOEXEC);
 	rc = dev->kicks_fd < 0 ? -errno : open_event(&dev->config_fd);
 	if (rc == 0)
@@ -203,8 +208,11 @@ void bln_destroy(struct bln_device *dev)
 	close_event(dev->config_fd);
 	close_event(dev->actual_fd);
 	close_event(dev->kicks_fd);
+	bln_lazy_destroy(dev);
 	discard_destroy(dev->discard);
 	free(dev->held);
+	pthread_cond_destroy(&dev->lazy.changed);
+	pthread_cond_destroy(&dev->lazy.wake);
 	pthread_cond_destroy(&dev->delay_over);
 	pthread_mutex_destroy(&dev->delay);
 	pthread_mutex_destroy(&dev->state);
@@ -267,6 +275,7 @@ static void reset(struct bln_device *dev)
 	for (unsigned i = 0; i < BLN_QUEUES; i++)
 		pthread_mutex_lock(&dev->queues[i].lock);
 	pthread_mutex_lock(&dev->pages_lock);
+	bln_lazy_forget(dev); /* no hole once status reads 0: the pages are the guest's again */
 	pthread_mutex_lock(&dev->state);
 
 	for (unsigned i = 0; i < BLN_QUEUES; i++) {

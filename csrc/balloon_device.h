@@ -17,8 +17,10 @@
  * A PFN request is read as one byte stream (T-28), of any length (T-16). PFNs
  * outside memory, already held, or never inflated are counted, ignored and still
  * acknowledged (T-15). Pages are discarded before the used entry is shown
- * (T-24). The device keeps its own record, one bit a page, of what it holds,
- * and does not trust `actual` (T-39).
+ * (T-24); with MUST_TELL_HOST and a worker after it, by a thread of their own, and
+ * always before the matching deflate is acknowledged (BAL-DEV-06). The device keeps
+ * its own record, one bit a page, of what it holds, and does not trust `actual`
+ * (T-39).
  *
  * Ring corruption sets DEVICE_NEEDS_RESET and raises a configuration change
  * (CORE-DEV-03, CORE-DEV-04); bln_broken() says which queue and why.
@@ -59,6 +61,7 @@ struct bln_options {
 	enum discard_method discard; /* how pages go back */
 	uint32_t queue_size_max;     /* a power of 2, 1..32768 */
 	uint32_t strict_tell_host;   /* 1: no FEATURES_OK without bit 0, if offered (BAL-DEV-03) */
+	uint64_t owed_max; /* bytes acknowledged and still to be given back; 0 = 1 GiB, 1 = none */
 };
 
 /* One statistic as the driver sent it (3.5). Unknown tags are kept as they came. */
@@ -93,6 +96,8 @@ struct bln_counters {
 	uint64_t resets;              /* device resets */
 	uint64_t stats_requests;      /* statistics buffers given back */
 	uint64_t held_pages;          /* pages in the balloon now, by the device's own record */
+	uint64_t owed_pages; /* pages acknowledged whose memory is still to be given back */
+	uint64_t lazy_pages; /* pages given back, or refused by the host, after that */
 	struct discard_counters discard;
 };
 
@@ -186,8 +191,8 @@ int bln_queue_set_fd(struct bln_device *dev, unsigned queue, enum bln_fd which, 
 
 /*
  * Exchanges guest memory, while no queue is started (else -EBUSY). Pages in the balloon that the new
- * memory has too stay in it. Once this returns 0 the old memory map may be destroyed. -ENOMEM
- * changes nothing.
+ * memory has too stay in it, and owed if they are. Once this returns 0 the old memory map may be
+ * destroyed. -ENOMEM changes nothing.
  */
 int bln_set_memory(struct bln_device *dev, struct gm *mem);
 
@@ -225,6 +230,12 @@ int bln_holds(struct bln_device *dev, uint64_t pfn);
 
 /* Why the device needs a reset: fills *queue and returns the reason, or VQ_OK. */
 enum vq_broken bln_broken(struct bln_device *dev, unsigned *queue);
+
+/*
+ * Gives all memory back now that is owed when this is called, and waits until that is done.
+ * Returns 0; also early, if the worker, a queue or the device is stopped or reset meanwhile.
+ */
+int bln_flush(struct bln_device *dev);
 
 /* Replaces / reads the injected faults. */
 void bln_set_faults(struct bln_device *dev, const struct bln_faults *faults);

@@ -55,7 +55,7 @@ int bln_actual_fd(const struct bln_device *dev)
 
 /* ---- numbers for the host ----------------------------------------------- */
 
-/* Fifteen loads and no lock: it may be polled as often as one likes. */
+/* Some twenty loads and no lock: it may be polled as often as one likes. */
 void bln_counters_get(struct bln_device *dev, struct bln_counters *out)
 {
 	const struct bln_counters *count = &dev->count;
@@ -74,6 +74,8 @@ void bln_counters_get(struct bln_device *dev, struct bln_counters *out)
 	out->resets = atomic_get(count->resets);
 	out->stats_requests = atomic_get(count->stats_requests);
 	out->held_pages = atomic_get(count->held_pages);
+	out->owed_pages = atomic_get(count->owed_pages);
+	out->lazy_pages = atomic_get(count->lazy_pages);
 	discard_counters_get(dev->discard, &out->discard);
 }
 

@@ -7,6 +7,7 @@
  *   balloon_host.c     the host's wish, numbers and faults
  *   balloon_queues.c   passes over the queues: PFN requests, acknowledgement, calls
  *   balloon_stats.c    the statistics queue
+ *   lazy.c             pages that are given back after their acknowledgement, by a thread of its own
  *   worker.c           the thread that makes the passes
  *
  * Locks, outermost first; none is taken while a later one is held:
@@ -15,7 +16,8 @@
  *                 or exchanges the memory
  *   queue.lock    one a queue, in rising order; held for a whole pass, so a reset
  *                 that has all three knows that no ring is being touched (CORE-DEV-11)
- *   pages         the page record and the discarder, a piece of a request at a time
+ *   pages         the page record and the discarder, a piece of a request at a time; what is
+ *                 owed and in flight, but not the holes of the flusher
  *   state         registers, configuration, last statistics; never held for long
  *   delay         only to sleep on, for the acknowledgement delay
  *
@@ -56,12 +58,54 @@ struct bln_queue {
 	struct histogram latency;        /* pop to publication, ns */
 };
 
+/* Pages whose memory is still to be given back, and blocks of 2 MiB of them. */
+struct bln_owed {
+	uint64_t *pages;    /* bit p % 64 of word p / 64: page p is owed */
+	uint16_t *in_block; /* owed pages of each block */
+	uint64_t *some;     /* bit a block: it has an owed page */
+	uint64_t *whole;    /* bit a block: all its pages are owed */
+	uint64_t blocks;    /* blocks that the record covers */
+	uint64_t wholes;    /* set bits of `whole` */
+};
+
+enum bln_sleep {
+	BLN_AWAKE,
+	BLN_NAPPING, /* until nothing became owed for a while; whole blocks wake it */
+	BLN_ASLEEP   /* until anything becomes owed */
+};
+
+/* See lazy.c. All under pages, unless said otherwise. */
+struct bln_lazy {
+	struct discard *discard; /* the flusher's; its memory changes only with nothing in flight */
+	struct bln_owed owed;
+	uint64_t owed_max;      /* pages; with more, inflating waits */
+	uint64_t newest_ns;     /* when a page last became owed */
+	uint64_t flying;        /* pages in flight; all in [flying_first, flying_end) */
+	uint64_t flying_first;  /* lowest of them */
+	uint64_t flying_end;    /* one past the highest; 0 with none */
+	uint64_t landed;        /* flights that are over */
+	uint64_t eager;         /* block from which whole ones are looked for */
+	uint64_t cursor;        /* block at which the sweep stands */
+	uint64_t sweeps;        /* wanted sweeps that are over */
+	uint64_t sweeps_wanted; /* by bln_flush(); never less */
+	unsigned waiters;       /* for `changed` */
+	enum bln_sleep sleep;   /* what the flusher does */
+	bool possible;          /* by method and memory */
+	bool running;           /* the thread is there; changes under control too */
+	bool on;                /* pages may become owed and be taken; changes under control too */
+	pthread_cond_t wake;    /* to the flusher */
+	pthread_cond_t changed; /* from the flusher and others: less is owed, or a flight landed */
+	pthread_t thread;       /* the flusher; of whoever starts and stops the worker */
+	clockid_t clock;        /* its processor time; likewise */
+};
+
 struct bln_device {
 	struct gm *mem; /* guest memory; under control, all queue locks, pages and state */
 	struct bln_options offer; /* as created; features are the offered ones */
 	struct discard *discard;  /* gives pages back; under pages */
 	uint64_t *held; /* bit p % 64 of word p / 64: page p is ours; under pages, atomic */
 	uint64_t pages; /* PFNs that the record covers */
+	struct bln_lazy lazy;
 	pthread_mutex_t control;    /* see above */
 	pthread_mutex_t pages_lock; /* see above: pages */
 	pthread_mutex_t state;      /* see above */
@@ -138,6 +182,41 @@ bool bln_call_wanted(struct bln_device *dev, struct bln_queue *q);
 
 /* Sends a call, unless it is to be lost. */
 void bln_call(struct bln_device *dev, struct bln_queue *q);
+
+/* ---- lazy.c ------------------------------------------------------------- */
+
+/* A record in which nothing is owed. 0 or -ENOMEM. */
+int bln_owed_make(struct bln_owed *owed, uint64_t pages);
+void bln_owed_free(struct bln_owed *owed);
+
+/* With the device: after its page record and discarder are there. 0 or -ENOMEM. */
+int bln_lazy_create(struct bln_device *dev);
+void bln_lazy_destroy(struct bln_device *dev);
+
+/* With the worker: starts and stops the flusher. No hole comes after the stop. 0 or -errno. */
+int bln_lazy_start(struct bln_device *dev);
+void bln_lazy_stop(struct bln_device *dev);
+
+/* Looks whether pages may be given back late, after something changed that decides it. If not, the
+ * flight has landed when this returns. control and pages are held. */
+void bln_lazy_update(struct bln_device *dev);
+
+/* Stops giving back late until the next update, and forgets what is owed. Likewise. */
+void bln_lazy_forget(struct bln_device *dev);
+
+/* Takes the new memory of the device over, and the record for it. Likewise, nothing in flight. */
+void bln_lazy_set_memory(struct bln_device *dev, struct bln_owed *fresh);
+
+/* Notes pages that became the balloon's, while lazy.on; may wait until less is owed. pages is held,
+ * and not while waiting. */
+void bln_lazy_owe(struct bln_device *dev, const uint32_t *pfns, size_t n);
+
+/* A page is to go back to the guest: it is not owed any more. True if it may be in flight; then
+ * bln_lazy_land() is called before the lock is given away. pages is held. */
+bool bln_lazy_forgive(struct bln_device *dev, uint32_t pfn);
+
+/* Waits until the flight of this moment is over. pages is held, and not while waiting. */
+void bln_lazy_land(struct bln_device *dev);
 
 /* ---- balloon_stats.c ---------------------------------------------------- */
 

@@ -23,8 +23,9 @@
  * any length (T-16): copied out in pieces, each byte once, so a driver that changes the
  * array meanwhile cannot get past the check. For a piece of an inflate request:
  *
- *   copy -> range and duplicate check against the page record -> mark -> discard
+ *   copy -> range and duplicate check against the page record -> mark -> discard, or owe
  *
+ * Owed pages are discarded later, by another thread, which only MUST_TELL_HOST allows (lazy.c).
  * A page that the host refused to take back stays marked: the guest gave it up, and
  * only its memory was not regained (counted by the discarder).
  */
@@ -216,7 +217,7 @@ void bln_acknowledge(struct bln_device *dev, struct bln_queue *q, uint16_t head)
 	atomic_set(q->shown, (uint16_t)(atomic_get(q->shown) + 1));
 	/*
 	 * vq_device_publish() is a release store. It puts everything before it (the discarded
-	 * pages, the page record, all counters) before the used entry for a driver that reads
+	 * pages, unless they are owed; the page record, all counters) before the used entry for a driver that reads
 	 * the index with acquire (T-24, SPLIT-DEV-17).
 	 */
 	vq_device_publish(q->vq);
@@ -254,7 +255,9 @@ static void inflate_piece(struct bln_device *dev, struct bln_queue *q, size_t n)
 		q->pfns[kept++] = pfn;
 	}
 	/* Refusals are counted by the discarder; the driver has no way to hear of them (T-15). */
-	if (kept > 0)
+	if (kept > 0 && dev->lazy.on)
+		bln_lazy_owe(dev, q->pfns, kept);
+	else if (kept > 0)
 		(void)discard_pages(dev->discard, q->pfns, kept);
 	pthread_mutex_unlock(&dev->pages_lock);
 
@@ -268,12 +271,14 @@ static void inflate_piece(struct bln_device *dev, struct bln_queue *q, size_t n)
 
 /*
  * The way back only clears the record. Shared file memory comes back by itself at the first
- * touch, as zeroes.
+ * touch, as zeroes; a page that was still owed has its content. What is being discarded at this
+ * moment must be gone before the acknowledgement: after it the guest writes there (BAL-DEV-06).
  */
 static void deflate_piece(struct bln_device *dev, struct bln_queue *q, size_t n)
 {
 	struct gm_window window = {0};
 	size_t kept = 0, outside = 0;
+	bool flying = false;
 
 	pthread_mutex_lock(&dev->pages_lock);
 	for (size_t i = 0; i < n; i++) {
@@ -289,7 +294,10 @@ static void deflate_piece(struct bln_device *dev, struct bln_queue *q, size_t n)
 		if (*word & bit)
 			kept++;
 		atomic_set(*word, *word & ~bit);
+		flying |= bln_lazy_forgive(dev, pfn);
 	}
+	if (flying)
+		bln_lazy_land(dev);
 	pthread_mutex_unlock(&dev->pages_lock);
 
 	atomic_add(dev->count.deflated_pages, kept);

@@ -7,7 +7,8 @@
  *
  *   start    a device half over the ring as it lies in guest memory, at a given index
  *   stop     passes end after the chain in hand; with the queue's lock taken nobody touches
- *            the ring any more, and everything before the returned index is used
+ *            the ring any more, and everything before the returned index is used; no page
+ *            leaves guest memory until both PFN queues run again (lazy.c)
  *   memory   only while all queues are stopped, so a device half never outlives the map
  *            whose addresses it remembers
  *
@@ -45,6 +46,14 @@ uint32_t bln_queue_size_max(const struct bln_device *dev, unsigned queue)
 	if (queue == QUEUE_STATS && !(features & BLN_F_STATS_VQ))
 		return 0; /* TRN-03 */
 	return dev->offer.queue_size_max;
+}
+
+/* control is held, which keeps q->vq as it is. */
+static void update_lazy(struct bln_device *dev)
+{
+	pthread_mutex_lock(&dev->pages_lock);
+	bln_lazy_update(dev);
+	pthread_mutex_unlock(&dev->pages_lock);
 }
 
 /* base is NULL for a fresh ring: both indices are 0 and nothing was signalled. */
@@ -95,6 +104,7 @@ static int start(struct bln_device *dev, unsigned queue, const struct vq_config 
 	if (dev->status & BLN_STATUS_DRIVER_OK)
 		bln_poke(dev, queue);
 	pthread_mutex_unlock(&dev->state);
+	update_lazy(dev);
 out:
 	pthread_mutex_unlock(&q->lock);
 	pthread_mutex_unlock(&dev->control);
@@ -133,6 +143,7 @@ int bln_queue_stop(struct bln_device *dev, unsigned queue)
 		vq_device_destroy(q->vq);
 		q->vq = NULL;
 		pthread_mutex_unlock(&dev->state);
+		update_lazy(dev);
 	}
 	pthread_mutex_unlock(&q->lock);
 	bln_hurry(dev, false);
@@ -244,11 +255,14 @@ int bln_set_memory(struct bln_device *dev, struct gm *mem)
 {
 	const uint64_t pages = bln_record_pages(mem);
 	uint64_t *held = calloc((size_t)(pages / 64 + 1), sizeof(*held));
+	struct bln_owed owed;
 	uint64_t dropped;
 	int rc = 0;
 
-	if (!held)
+	if (!held || bln_owed_make(&owed, pages)) {
+		free(held);
 		return -ENOMEM;
+	}
 	pthread_mutex_lock(&dev->control);
 	for (unsigned i = 0; i < BLN_QUEUES; i++)
 		pthread_mutex_lock(&dev->queues[i].lock);
@@ -268,6 +282,7 @@ int bln_set_memory(struct bln_device *dev, struct gm *mem)
 		dev->pages = pages;
 		dev->mem = mem;
 		discard_set_memory(dev->discard, mem);
+		bln_lazy_set_memory(dev, &owed); /* nothing flies while a queue is stopped */
 		if ((dev->status & BLN_STATUS_FEATURES_OK) &&
 		    (dev->driver_features & BLN_F_MUST_TELL_HOST))
 			discard_set_held(dev->discard, dev->held); /* BAL-DEV-06 */
@@ -279,5 +294,6 @@ int bln_set_memory(struct bln_device *dev, struct gm *mem)
 		pthread_mutex_unlock(&dev->queues[i].lock);
 	pthread_mutex_unlock(&dev->control);
 	free(held);
+	bln_owed_free(&owed);
 	return rc;
 }

@@ -44,18 +44,24 @@
 #define DIGITS        (32u / DIGIT_BITS)
 #define DIGIT_VALUES  (1u << DIGIT_BITS)
 
-struct discard {
-	struct gm *mem;                /* whose pages */
-	enum discard_method method;    /* how they go */
-	uint64_t host_page;            /* page size of this host, or of a test */
-	bool host_page_forced;         /* a test: files are not asked */
-	struct gm_region region;       /* the last one that was looked up; size 0 = none */
-	uint64_t granule;              /* host page of its file */
-	const uint64_t *held;          /* see discard_set_held(); NULL = off */
-	uint32_t *scratch;             /* the other half of a radix pass */
-	size_t scratch_count;          /* PFNs it has room for */
+/* What discarders beside each other have in common. */
+struct shared {
 	uint64_t fail_next;            /* ranges still to fail (atomic) */
 	struct discard_counters count; /* see header (atomic, each) */
+};
+
+struct discard {
+	struct gm *mem;             /* whose pages */
+	enum discard_method method; /* how they go */
+	uint64_t host_page;         /* page size of this host, or of a test */
+	bool host_page_forced;      /* a test: files are not asked */
+	struct gm_region region;    /* the last one that was looked up; size 0 = none */
+	uint64_t granule;           /* host page of its file */
+	const uint64_t *held;       /* see discard_set_held(); NULL = off */
+	uint32_t *scratch;          /* the other half of a radix pass */
+	size_t scratch_count;       /* PFNs it has room for */
+	struct shared *shared;      /* our own, or that of the one we were created beside */
+	struct shared own;
 };
 
 /* Bytes of guest memory in one region; what step 4 and 5 work on. */
@@ -87,9 +93,19 @@ int discard_create(struct gm *mem, enum discard_method method, struct discard **
 	d->scratch_count = SCRATCH_FIRST;
 	d->mem = mem;
 	d->method = method;
+	d->shared = &d->own;
 	discard_set_host_page(d, 0);
 	*out = d;
 	return 0;
+}
+
+int discard_create_beside(struct discard *first, struct discard **out)
+{
+	const int rc = discard_create(first->mem, first->method, out);
+
+	if (rc == 0)
+		(*out)->shared = first->shared;
+	return rc;
 }
 
 void discard_destroy(struct discard *d)
@@ -218,6 +234,32 @@ static size_t scratch_fit(struct discard *d, size_t n)
 
 /* ---- giving back -------------------------------------------------------- */
 
+/* Host page of a region's file. */
+static uint64_t granule_of(const struct discard *d, const struct gm_region *region)
+{
+	struct statfs fs;
+
+	/* Of all file systems only hugetlbfs cannot give back a part of its block. */
+	if (!d->host_page_forced && fstatfs(region->fd, &fs) == 0 &&
+	    (uint64_t)fs.f_type == HUGETLBFS_MAGIC && (uint64_t)fs.f_bsize > d->host_page)
+		return (uint64_t)fs.f_bsize;
+	return d->host_page;
+}
+
+uint64_t discard_granule(const struct discard *d)
+{
+	uint64_t biggest = d->host_page;
+	struct gm_region region;
+
+	for (unsigned i = 0; gm_region_at(d->mem, i, &region) == 0; i++) {
+		const uint64_t granule = granule_of(d, &region);
+
+		if (granule > biggest)
+			biggest = granule;
+	}
+	return biggest;
+}
+
 /*
  * The region that holds addr, or NULL; its granule is in d->granule then. A run of
  * ranges in one region, the rule, looks it up once. A region never moves, so the copy
@@ -226,7 +268,6 @@ static size_t scratch_fit(struct discard *d, size_t n)
 static const struct gm_region *region_of(struct discard *d, uint64_t addr)
 {
 	const struct gm_region *found;
-	struct statfs fs;
 
 	if (addr - d->region.guest_addr < d->region.size) /* wraps to a huge value below it */
 		return &d->region;
@@ -234,11 +275,7 @@ static const struct gm_region *region_of(struct discard *d, uint64_t addr)
 	if (!found)
 		return NULL;
 	d->region = *found;
-	d->granule = d->host_page;
-	/* Of all file systems only hugetlbfs cannot give back a part of its block. */
-	if (!d->host_page_forced && fstatfs(found->fd, &fs) == 0 &&
-	    (uint64_t)fs.f_type == HUGETLBFS_MAGIC && (uint64_t)fs.f_bsize > d->granule)
-		d->granule = (uint64_t)fs.f_bsize;
+	d->granule = granule_of(d, found);
 	return &d->region;
 }
 
@@ -262,10 +299,10 @@ static bool all_held(const struct discard *d, const struct gm_region *region, ui
 /* Takes one off the ranges that are to fail; true if there was one. */
 static bool fail_this(struct discard *d)
 {
-	uint64_t left = __atomic_load_n(&d->fail_next, __ATOMIC_RELAXED);
+	uint64_t left = __atomic_load_n(&d->shared->fail_next, __ATOMIC_RELAXED);
 
 	while (left > 0) {
-		if (__atomic_compare_exchange_n(&d->fail_next, &left, left - 1, true,
+		if (__atomic_compare_exchange_n(&d->shared->fail_next, &left, left - 1, true,
 						__ATOMIC_RELAXED, __ATOMIC_RELAXED))
 			return true;
 	}
@@ -282,7 +319,7 @@ static int drop(struct discard *d, const struct piece *piece)
 	if (d->method == DISCARD_NONE)
 		return 0;
 	do {
-		add(&d->count.syscalls, 1);
+		add(&d->shared->count.syscalls, 1);
 		if (d->method == DISCARD_PUNCH)
 			rc =
 			    fallocate(piece->region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -323,7 +360,7 @@ static int drop_pages(struct discard *d, const struct gm_region *region, uint64_
 			 (piece.first > first ? piece.first : first)) >>
 			GM_PAGE_SHIFT;
 	if (whole < n)
-		add(&d->count.partial, n - whole);
+		add(&d->shared->count.partial, n - whole);
 
 	/* An earlier run of this call may have dropped the first host page, then with this run's part. */
 	if (*done > region->guest_addr) {
@@ -337,13 +374,13 @@ static int drop_pages(struct discard *d, const struct gm_region *region, uint64_
 
 	rc = fail_this(d) ? -EIO : drop(d, &piece);
 	if (rc < 0) {
-		add(&d->count.failed, 1);
+		add(&d->shared->count.failed, 1);
 		return rc;
 	}
 	*done = region->guest_addr + (piece.end - region->fd_offset);
 	dropped = (piece.end - piece.first) >> GM_PAGE_SHIFT;
-	add(&d->count.ranges, 1);
-	add(&d->count.pages, dropped);
+	add(&d->shared->count.ranges, 1);
+	add(&d->shared->count.pages, dropped);
 	return 1;
 }
 
@@ -362,7 +399,7 @@ static int drop_run(struct discard *d, uint64_t pfn, uint64_t n, uint64_t *done,
 		here = region ? (region->size - (addr - region->guest_addr)) >> GM_PAGE_SHIFT : 0;
 		if (here == 0) {
 			here = 1;
-			add(&d->count.failed, 1);
+			add(&d->shared->count.failed, 1);
 			rc = -EFAULT;
 		} else {
 			if (here > n)
@@ -423,11 +460,11 @@ int discard_range(struct discard *d, uint64_t addr, uint64_t len)
 	piece.end = piece.first + len;
 	rc = drop(d, &piece);
 	if (rc < 0) {
-		add(&d->count.failed, 1);
+		add(&d->shared->count.failed, 1);
 		return rc;
 	}
-	add(&d->count.ranges, 1);
-	add(&d->count.pages, len >> GM_PAGE_SHIFT);
+	add(&d->shared->count.ranges, 1);
+	add(&d->shared->count.pages, len >> GM_PAGE_SHIFT);
 	return 0;
 }
 
@@ -435,19 +472,19 @@ int discard_range(struct discard *d, uint64_t addr, uint64_t len)
 
 void discard_counters_get(const struct discard *d, struct discard_counters *out)
 {
-	out->ranges = __atomic_load_n(&d->count.ranges, __ATOMIC_RELAXED);
-	out->syscalls = __atomic_load_n(&d->count.syscalls, __ATOMIC_RELAXED);
-	out->pages = __atomic_load_n(&d->count.pages, __ATOMIC_RELAXED);
-	out->failed = __atomic_load_n(&d->count.failed, __ATOMIC_RELAXED);
-	out->partial = __atomic_load_n(&d->count.partial, __ATOMIC_RELAXED);
+	out->ranges = __atomic_load_n(&d->shared->count.ranges, __ATOMIC_RELAXED);
+	out->syscalls = __atomic_load_n(&d->shared->count.syscalls, __ATOMIC_RELAXED);
+	out->pages = __atomic_load_n(&d->shared->count.pages, __ATOMIC_RELAXED);
+	out->failed = __atomic_load_n(&d->shared->count.failed, __ATOMIC_RELAXED);
+	out->partial = __atomic_load_n(&d->shared->count.partial, __ATOMIC_RELAXED);
 }
 
 void discard_fail_next(struct discard *d, uint64_t n)
 {
-	__atomic_store_n(&d->fail_next, n, __ATOMIC_RELAXED);
+	__atomic_store_n(&d->shared->fail_next, n, __ATOMIC_RELAXED);
 }
 
 uint64_t discard_fail_left(const struct discard *d)
 {
-	return __atomic_load_n(&d->fail_next, __ATOMIC_RELAXED);
+	return __atomic_load_n(&d->shared->fail_next, __ATOMIC_RELAXED);
 }

@@ -40,6 +40,13 @@ struct discard; /* opaque */
 int discard_create(struct gm *mem, enum discard_method method, struct discard **out);
 void discard_destroy(struct discard *d);
 
+/* A second one over the memory of the first, for another thread. It adds to the counts of the first
+ * and takes from its faults, so the first must live longer. 0, -ENOMEM. */
+int discard_create_beside(struct discard *first, struct discard **out);
+
+/* The biggest host page under guest memory: only whole ones can be given back. */
+uint64_t discard_granule(const struct discard *d);
+
 /*
  * Gives the n pages back now, sorting pfns in place. Every PFN must lie inside
  * guest memory (the caller checked); duplicates are dropped once. Returns the number of

@@ -123,8 +123,14 @@ int bln_worker_start(struct bln_device *dev, int cpu, struct bln_worker **out)
 	sem_init(&worker->started, 0, 0);
 	rc = open_events(worker);
 	if (rc == 0)
-		rc = start_thread(worker, cpu);
+		rc = bln_lazy_start(dev);
 	if (rc) {
+		close_events(worker);
+		return rc;
+	}
+	rc = start_thread(worker, cpu);
+	if (rc) {
+		bln_lazy_stop(dev);
 		close_events(worker);
 		return rc;
 	}
@@ -142,15 +148,22 @@ void bln_worker_stop(struct bln_worker *worker)
 	bln_hurry(worker->dev, true);
 	pthread_join(worker->thread, NULL);
 	bln_hurry(worker->dev, false);
+	/* The flusher last: the device thread may have waited for it. */
+	bln_lazy_stop(worker->dev);
 	close_events(worker);
+}
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec t = {0};
+
+	clock_gettime(clock, &t);
+	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
 uint64_t bln_worker_cpu_ns(const struct bln_worker *worker)
 {
-	struct timespec t = {0};
-
-	clock_gettime(worker->clock, &t);
-	return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+	return clock_ns(worker->clock) + clock_ns(worker->dev->lazy.clock);
 }
 
 int bln_worker_tid(const struct bln_worker *worker)

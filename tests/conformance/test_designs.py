@@ -218,6 +218,7 @@ def test_split_loses_data_of_programs_unless_it_inserts_late(insert: str) -> Non
         # Now the host gets to the request, and discards what belongs to a program.
         machine.set_faults()
         until(lambda: not machine.driver.resizing)
+        machine.device.flush()
         assert machine.check()["lost_pages"] == (100 if insert == "early" else 0)
         assert machine.device.counters().pfns_never_inflated == (256 if insert == "early" else 0)
 

@@ -196,6 +196,8 @@ class Status:
     """Bytes that left the file behind guest memory since its fullest moment."""
     memory_allocated_bytes: int
     """Bytes that the file occupies now."""
+    discard_backlog_bytes: int = 0
+    """Acknowledged, and still to be given back (only with MUST_TELL_HOST); `wait` waits for it."""
     deflate_on_oom: bool
     must_tell_host: bool
     features: tuple[str, ...]

@@ -71,6 +71,8 @@ class DeviceCounters:
     resets: int
     stats_requests: int
     held_pages: int
+    owed_pages: int
+    lazy_pages: int
     discard_ranges: int
     discard_syscalls: int
     discard_pages: int
@@ -102,6 +104,7 @@ class BalloonDevice:
         features: offered; VERSION_1 is always added (CORE-DEV-15).
         discard: how pages go back.
         queue_size_max: largest ring; a power of 2 up to 32768.
+        owed_max_bytes: how much may be acknowledged and not yet given back; None is 1 GiB.
 
     Raises:
         InvalidArgument: for features it cannot honour (CORE-DEV-08) or a bad size.
@@ -114,6 +117,7 @@ class BalloonDevice:
         features: int,
         discard: DiscardMethod = "punch",
         queue_size_max: int = 32768,
+        owed_max_bytes: int | None = None,
     ) -> None:
         if discard not in _METHODS:
             raise InvalidArgument(
@@ -124,6 +128,8 @@ class BalloonDevice:
         options.features = features
         options.discard = _METHODS[discard]
         options.queue_size_max = queue_size_max
+        # For the core 0 means its own choice; less than a page is nothing at all.
+        options.owed_max = 0 if owed_max_bytes is None else max(1, owed_max_bytes)
         out = ffi.new("struct bln_device **")
         rc = lib.bln_create(memory.handle, options, out)
         if rc == -errno.EINVAL:
@@ -258,7 +264,7 @@ class BalloonDevice:
     # -- what the host does --------------------------------------------------
 
     def start(self, cpu: int | None = None) -> None:
-        """Starts the device thread, on a processor if one is given."""
+        """Starts the device thread, on a processor if one is given, and the one that gives memory back."""
         out = ffi.new("struct bln_worker **")
         check(lib.bln_worker_start(self._dev, -1 if cpu is None else cpu, out), "start the device thread")
         self._worker = out[0]
@@ -269,7 +275,7 @@ class BalloonDevice:
 
     @property
     def cpu_ns(self) -> int:
-        """Processor time of the device thread."""
+        """Processor time of the device's threads."""
         return int(lib.bln_worker_cpu_ns(self._worker)) if self._worker else 0
 
     def set_target(self, pages: int) -> None:
@@ -298,6 +304,10 @@ class BalloonDevice:
     def actual_fd(self) -> int:
         """Eventfd raised at each write of `actual`."""
         return int(lib.bln_actual_fd(self._dev))
+
+    def flush(self) -> None:
+        """Gives memory back that is acknowledged and still owed; returns when that is done."""
+        check(lib.bln_flush(self._dev), "give memory back")
 
     def request_stats(self) -> bool:
         """Asks the driver for fresh statistics; False when it holds no buffer to give back."""

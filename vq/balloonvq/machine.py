@@ -211,6 +211,8 @@ class Machine:
             ),
             discard=config.discard,
             queue_size_max=config.queue_size,
+            # How late pages leave, and how many at once, would depend on the real time.
+            owed_max_bytes=0 if config.clock == "virtual" else None,
         )
         cleanup.callback(self._unless_abandoned, self.device.close)
         self.runtime = ThreadRuntime(
@@ -576,6 +578,7 @@ class Machine:
             returned_acknowledged_bytes=counted.held_pages * PAGE_SIZE,
             returned_measured_bytes=self._returned_measured_bytes(),
             memory_allocated_bytes=self.memory.allocated_bytes(),
+            discard_backlog_bytes=counted.owed_pages * PAGE_SIZE,
             deflate_on_oom=bool(device.driver_features & Feature.DEFLATE_ON_OOM),
             must_tell_host=bool(device.driver_features & Feature.MUST_TELL_HOST),
             features=feature_names(device.driver_features),
@@ -732,6 +735,9 @@ class Machine:
             self.driver.vb.settled.wait_until(look, step)
         if self._trouble is not None and not isinstance(self._trouble, RuleBroken):
             raise self._trouble
+        if ended[0] == "reached":
+            # The device acknowledges before it gives memory back; reached means that it has left.
+            self.device.flush()
         return WaitResult(
             outcome=ended[0],
             reason=ended[1],

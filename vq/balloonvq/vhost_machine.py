@@ -314,6 +314,7 @@ class VhostMachine:
             returned_acknowledged_bytes=counted.held_pages * PAGE_SIZE,
             returned_measured_bytes=max(0, peak - allocated),
             memory_allocated_bytes=allocated,
+            discard_backlog_bytes=counted.owed_pages * PAGE_SIZE,
             deflate_on_oom=bool(device.driver_features & Feature.DEFLATE_ON_OOM),
             must_tell_host=bool(device.driver_features & Feature.MUST_TELL_HOST),
             features=feature_names(device.driver_features),
@@ -456,7 +457,10 @@ class VhostMachine:
             if ended is None and (given_up or (abandoned is not None and abandoned())):
                 ended = "timeout", None
             if ended is not None:
-                return self._wait_result(ended, target, now - begun)
+                if ended[0] == "reached":
+                    # The device acknowledges before it gives memory back; reached means that it has left.
+                    self.device.flush()
+                return self._wait_result(ended, target, time.monotonic_ns() - begun)
             rest = LOOK_SECONDS
             if timeout_ns is not None:
                 rest = min(rest, max(0.0, (timeout_ns - (now - begun)) / 1e9))

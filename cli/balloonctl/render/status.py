@@ -119,11 +119,13 @@ def _overview(status: Mapping[str, Any]) -> Table:
         guest += f": {size(status['guest_free_bytes'])} free, {size(status['guest_used_bytes'])} used"
     grid.add_row("guest", guest)
     if "returned_acknowledged_bytes" in status:
+        backlog = status.get("discard_backlog_bytes")
+        owed = f"; {size(backlog)} on their way back" if backlog else ""
         grid.add_row(
             "host",
             f"{size(status['returned_acknowledged_bytes'])} acknowledged, "
             f"{size(status['returned_measured_bytes'])} measured as returned; "
-            f"guest memory occupies {size(status['memory_allocated_bytes'])}",
+            f"guest memory occupies {size(status['memory_allocated_bytes'])}{owed}",
         )
     if stack := (status.get("stack") or {}).get("peak_bytes"):
         grid.add_row(

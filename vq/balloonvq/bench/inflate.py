@@ -4,10 +4,10 @@ Both rows of a round give back the same bytes of the same guest memory, written 
 just before:
 
 * ``hole``: one fallocate(PUNCH_HOLE) over all of it; nothing can be faster.
-* ``inflate``: the machine's balloon takes it: Python driver, ring, device thread, holes.
+* ``inflate``: the machine's balloon takes it: Python driver, ring, device threads, holes.
 
 Only the second is timed by the clock that a user has: from setting the target to the
-moment the driver has published the new size.
+moment the driver has published the new size and the memory has left.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Round:
     returned_bytes: int
     """Bytes that had left the file when the inflate was over, by its blocks."""
     device_cpu_ns: int
-    """Processor time of the device thread during the inflate."""
+    """Processor time of the device's threads during the inflate."""
     process_cpu_ns: int
     """Processor time of the whole process during the inflate."""
 
@@ -71,7 +71,7 @@ class InflateBench:
     inflate_gib_per_s: float
     """Median."""
     python_share: float
-    """Median part of the inflate's processor time that was not the device thread's."""
+    """Median part of the inflate's processor time that was not the device's."""
     host: dict[str, str]
     """Facts about the machine that measured."""
 
