@@ -11,8 +11,9 @@ import pytest
 from support.driver_rig import ALL, DEFLATE, INFLATE, KERNEL_PAGES, STATS, Rig, rig
 from support.waiting import never, until
 
+from balloonvq.counters import STAT_NAMES
 from balloonvq.features import Feature
-from balloonvq.guest.guest_stats import STAT_BYTES, STAT_NAMES, encode
+from balloonvq.guest.guest_stats import STAT_BYTES, encode
 from balloonvq.guest.pages import Place
 from balloonvq.guest.tasks import TaskKilled, UserTask
 from balloonvq.memory import PAGE_SIZE

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.waiting import never, until
 
+from balloonvq.counters import stat_name
 from balloonvq.errors import InvalidArgument
-from balloonvq.guest.guest_stats import collect, encode, stat_name
+from balloonvq.guest.guest_stats import collect, encode
 from balloonvq.guest.kernel import NOFS_ROUNDS_MAX, AllocationStuck, Kernel, OomWait
 from balloonvq.guest.pages import PageAllocator, Place
 from balloonvq.guest.tasks import TaskKilled, UserTask

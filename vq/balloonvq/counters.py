@@ -22,6 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 __all__ = [
+    "STAT_NAMES",
     "Balloon",
     "CompactReport",
     "Counters",
@@ -35,8 +36,30 @@ __all__ = [
     "StatsReport",
     "Status",
     "WaitResult",
+    "stat_name",
     "to_document",
 ]
+
+#: Name of a statistic by its tag: those of QEMU's `guest-stats`, so that a script written for QEMU reads
+#: ours. 0-9 are in the specification, 10-15 are Linux 6.12's (T-47).
+STAT_NAMES = (
+    "stat-swap-in",
+    "stat-swap-out",
+    "stat-major-faults",
+    "stat-minor-faults",
+    "stat-free-memory",
+    "stat-total-memory",
+    "stat-available-memory",
+    "stat-disk-caches",
+    "stat-htlb-pgalloc",
+    "stat-htlb-pgfail",
+    "stat-oom-kills",
+    "stat-alloc-stalls",
+    "stat-async-scans",
+    "stat-direct-scans",
+    "stat-async-reclaims",
+    "stat-direct-reclaims",
+)
 
 #: What the machine as a whole is doing.
 MachineState = Literal["running", "waiting", "deadlocked", "broken", "bug", "stopping"]
@@ -330,6 +353,11 @@ class DeadlockReport:
     tasks: tuple[DeadlockTask, ...] = field(default=())
     detected_ns: int = 0
     """From the moment the circle closed to its detection."""
+
+
+def stat_name(tag: int) -> str:
+    """The name of a tag; a tag nobody has named is `stat-unknown-TAG`."""
+    return STAT_NAMES[tag] if tag < len(STAT_NAMES) else f"stat-unknown-{tag}"
 
 
 def to_document(value: Any) -> Any:

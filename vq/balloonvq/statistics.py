@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from balloonvq.counters import StatsReport
+from balloonvq.counters import StatsReport, stat_name
 from balloonvq.device import BalloonDevice
-from balloonvq.guest.guest_stats import stat_name
 
 __all__ = ["collect"]
 

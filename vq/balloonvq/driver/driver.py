@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from balloonvq.counters import STAT_NAMES
 from balloonvq.device import BalloonDevice
 from balloonvq.driver.balloon import Balloon
 from balloonvq.driver.designs.base import Design
 from balloonvq.errors import BalloonError, RuleBroken
 from balloonvq.features import BALLOON_QUEUES, Feature, Status
-from balloonvq.guest.guest_stats import STAT_BYTES, STAT_NAMES, collect, encode
+from balloonvq.guest.guest_stats import STAT_BYTES, collect, encode
 from balloonvq.guest.kernel import Kernel
 from balloonvq.guest.pages import Batch
 from balloonvq.queue import DriverQueue, RingAddresses, ring_config, ring_layout

@@ -1,47 +1,19 @@
-"""What the guest reports on the statistics queue (checklist 3.5).
-
-Names are those of QEMU's `guest-stats` property, so that a script written for
-QEMU reads ours.
-"""
+"""What the guest reports on the statistics queue (checklist 3.5)."""
 
 from __future__ import annotations
 
 import struct
 
+from balloonvq.counters import STAT_NAMES
 from balloonvq.guest.kernel import Kernel
 from balloonvq.guest.pages import PageCounts
 from balloonvq.memory import PAGE_SIZE
 
-__all__ = ["STAT_BYTES", "STAT_NAMES", "collect", "encode", "stat_name"]
-
-#: Name by tag; 0-9 are in the specification, 10-15 are Linux 6.12's (T-47).
-STAT_NAMES = (
-    "stat-swap-in",
-    "stat-swap-out",
-    "stat-major-faults",
-    "stat-minor-faults",
-    "stat-free-memory",
-    "stat-total-memory",
-    "stat-available-memory",
-    "stat-disk-caches",
-    "stat-htlb-pgalloc",
-    "stat-htlb-pgfail",
-    "stat-oom-kills",
-    "stat-alloc-stalls",
-    "stat-async-scans",
-    "stat-direct-scans",
-    "stat-async-reclaims",
-    "stat-direct-reclaims",
-)
+__all__ = ["STAT_BYTES", "collect", "encode"]
 
 #: le16 tag and le64 value, packed: 10 bytes (BAL-DRV-27, T-01).
 _ENTRY = struct.Struct("<HQ")
 STAT_BYTES = _ENTRY.size
-
-
-def stat_name(tag: int) -> str:
-    """The name of a tag; a tag nobody has named is `stat-unknown-TAG`."""
-    return STAT_NAMES[tag] if tag < len(STAT_NAMES) else f"stat-unknown-{tag}"
 
 
 def collect(kernel: Kernel) -> dict[int, int]:

@@ -36,6 +36,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
 from balloonvq.counters import (
+    STAT_NAMES,
     CompactReport,
     DeadlockReport,
     OomReport,
@@ -57,26 +58,6 @@ BALLOON_PATHS = ("/machine/peripheral/balloon0", "/machine/peripheral-anon/devic
 
 #: What QEMU shows for a statistic that the guest did not send.
 UNREPORTED = (1 << 64) - 1
-
-#: Names of tags 0 to 15 in `guest-stats`, QEMU's order.
-STANDARD_STATS = (
-    "stat-swap-in",
-    "stat-swap-out",
-    "stat-major-faults",
-    "stat-minor-faults",
-    "stat-free-memory",
-    "stat-total-memory",
-    "stat-available-memory",
-    "stat-disk-caches",
-    "stat-htlb-pgalloc",
-    "stat-htlb-pgfail",
-    "stat-oom-kills",
-    "stat-alloc-stalls",
-    "stat-async-scans",
-    "stat-direct-scans",
-    "stat-async-reclaims",
-    "stat-direct-reclaims",
-)
 
 _INT64_MAX = (1 << 63) - 1
 _UINT32_MAX = (1 << 32) - 1
@@ -343,7 +324,7 @@ class Commands:
         if wanted == "guest-stats-polling-interval":
             return self.machine.stats_polling_interval
         report = self.machine.statistics(refresh=False)
-        stats = dict.fromkeys(STANDARD_STATS, UNREPORTED) | report.stats
+        stats = dict.fromkeys(STAT_NAMES, UNREPORTED) | report.stats
         last_update = 0
         if report.last_update is not None:
             last_update = int(datetime.fromisoformat(report.last_update).timestamp())
