@@ -200,7 +200,8 @@ int bln_config_fd(const struct bln_device *dev); /* configuration change */
 
 /* ---- what the host does ------------------------------------------------ */
 
-/* Sets num_pages and, if it differs and status is not 0 (CORE-DEV-11), raises a configuration
+/* Sets num_pages and, if it differs from what it was or from `actual`, and status is not 0
+ * (CORE-DEV-11), raises a configuration
  * change. -EINVAL above the guest's pages. */
 int bln_set_target(struct bln_device *dev, uint32_t pages);
 uint32_t bln_target(const struct bln_device *dev);

@@ -21,10 +21,11 @@ int bln_set_target(struct bln_device *dev, uint32_t pages)
 	if (pages > gm_size(dev->mem) >> GM_PAGE_SHIFT) {
 		rc = -EINVAL;
 	} else if (pages != dev->num_pages || pages != dev->actual) {
-		/* The same target again asks a driver anew that has fallen short of it, by OOM for one. */
+		/* New generation before the notification: who is woken reads it (TRN-01). The same
+		 * target again is no change, and asks a driver anew that has fallen short of it. */
+		if (pages != dev->num_pages)
+			atomic_set(dev->generation, dev->generation + 1);
 		atomic_set(dev->num_pages, pages);
-		/* New generation before the notification: who is woken reads it (TRN-01). */
-		atomic_set(dev->generation, dev->generation + 1);
 		/* After a reset there is nobody to tell; a new driver reads it anyway (CORE-DEV-11). */
 		if (dev->status != 0)
 			bln_config_changed(dev);

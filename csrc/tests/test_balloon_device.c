@@ -253,13 +253,15 @@ static void test_core_dev_13_trn_01_target_notifies(void)
 	t_equal(0, rig_events(bln_config_fd(rig.dev)));
 	rig_start(&rig, 0, 8);
 	generation = bln_config_generation(rig.dev);
-	t_equal(0, bln_set_target(rig.dev, 5)); /* no change */
+	/* No change; but the driver, which holds nothing, is asked anew. */
+	t_equal(0, bln_set_target(rig.dev, 5));
 	t_equal(generation, bln_config_generation(rig.dev));
+	t_equal(1, rig_events(bln_config_fd(rig.dev)));
 	t_equal(0, bln_set_target(rig.dev, 6));
 	t_equal(6, bln_target(rig.dev));
 	t_check(generation != bln_config_generation(rig.dev));
 	t_equal(1, rig_events(bln_config_fd(rig.dev)));
-	t_equal(1, rig_count(&rig).config_changes);
+	t_equal(2, rig_count(&rig).config_changes);
 	for (uint32_t i = 0; i < 256; i++) /* T-41 */
 		t_equal(0, bln_set_target(rig.dev, 100 + i));
 	t_check(generation + 256 < bln_config_generation(rig.dev));
@@ -270,6 +272,10 @@ static void test_core_dev_13_trn_01_target_notifies(void)
 	t_equal(77, bln_actual(rig.dev));
 	t_equal(0, rig_events(bln_config_fd(rig.dev)));
 	t_equal(generation, bln_config_generation(rig.dev));
+	t_equal(0, bln_set_target(rig.dev, 77));
+	rig_events(bln_config_fd(rig.dev));
+	t_equal(0, bln_set_target(rig.dev, 77)); /* asked for, and there */
+	t_equal(0, rig_events(bln_config_fd(rig.dev)));
 
 	t_equal(0, bln_set_target(rig.dev, RIG_PAGES));
 	t_equal(-EINVAL, bln_set_target(rig.dev, RIG_PAGES + 1));
