@@ -39,6 +39,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
     (2, "the command line, a size or a configuration file is wrong"),
     (3, "driver or device broke a rule: deadlock, lost data, broken ring"),
     (4, "a benchmark got slower than --fail-above allows"),
+    (5, "the explorer gave up before it had looked at everything"),
     (124, "--timeout was hit"),
     (130, "interrupted by Ctrl-C"),
     (141, "the reader of our output went away"),

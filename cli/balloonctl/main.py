@@ -82,6 +82,7 @@ COMMANDS: dict[str, Entry] = {
     "help": Entry(_SESSION, "scripting", "Explain the commands, or one.", "help_command", session_only=True),
     "exit": Entry(_SESSION, "scripting", "Leave the session.", "exit_command", session_only=True),
     "bench": Entry(_TOOL, "bench", "Measure, as ratios to what cannot be cheaper."),
+    "explore": Entry(_TOOL, "explore", "Look at every interleaving of a locking design: proof or bug."),
     "designs": Entry(_TOOL, "designs", "List the locking designs, or explain one."),
     "info": Entry(_TOOL, "info", "Show versions, paths, and where each setting comes from."),
     "completion": Entry(_TOOL, "completion", "Print the completion script of a shell."),

@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from balloonctl.context import Voice
 from balloonctl.sizes import PAGE
 
-__all__ = ["moving", "rounds", "touching"]
+__all__ = ["exploring", "moving", "rounds", "touching"]
+
+#: Exploring that takes less shows nothing.
+_PATIENCE_S = 1.0
 
 
-def _ignore(*_: int) -> None:
+def _ignore(*_: object) -> None:
     """Where progress goes when nobody watches."""
 
 
@@ -82,3 +85,33 @@ def rounds(voice: Voice, verb: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=voice.stderr, transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def exploring(voice: Voice) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar over scenarios, drawn when it takes over a second; gives the function told (done, all, what comes)."""
+    if not voice.live:
+        yield _ignore
+        return
+    from threading import Timer
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("exploring"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    progress = Progress(*columns, console=voice.stderr, transient=True)
+    task = progress.add_task("", total=None)
+    patience = Timer(_PATIENCE_S, progress.start)
+    patience.daemon = True
+    patience.start()
+    try:
+        yield lambda done, total, what: progress.update(task, completed=done, total=total, description=what)
+    finally:
+        patience.cancel()
+        patience.join()
+        progress.stop()

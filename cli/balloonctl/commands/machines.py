@@ -33,7 +33,7 @@ def queue_size(ctx: click.Context, param: click.Parameter, value: int) -> int:
     return value
 
 
-def _complete_design(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_design(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The designs that come with balloonvq."""
     del ctx, param
     from balloonvq.driver.designs import DESIGNS
@@ -48,7 +48,7 @@ def _design(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return f"{os.path.abspath(file)}:{name}" if colon and file else value  # noqa: PTH100 - no link is resolved
 
 
-def _design_options(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
+def design_options(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
     """OPTION=VALUE, once or more."""
     options = {}
     for given in value:
@@ -115,7 +115,7 @@ def default_fields() -> dict[str, Any]:
     show_default=True,
     metavar="DESIGN",
     callback=_design,
-    shell_complete=_complete_design,
+    shell_complete=complete_design,
     help="Locking design of the driver: one that `balloonctl designs` lists, or path/to/file.py:ClassName.",
 )
 @click.option(
@@ -123,7 +123,7 @@ def default_fields() -> dict[str, Any]:
     "design_options",
     multiple=True,
     metavar="OPTION=VALUE",
-    callback=_design_options,
+    callback=design_options,
     help="Set an option of the design; may be given again.",
 )
 @click.option(

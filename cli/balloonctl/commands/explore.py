@@ -1,0 +1,228 @@
+"""explore: every interleaving of a locking design, or a statement about how many were not looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from balloonctl.command import command
+from balloonctl.commands.machines import complete_design, design_options
+from balloonctl.context import App, pass_app
+from balloonvq.errors import BalloonError, InvalidArgument
+
+if TYPE_CHECKING:
+    from balloonvq.driver.designs import Design
+    from balloonvq.explore.product import Limits
+    from balloonvq.explore.scenarios import Result, Scenario
+    from balloonvq.explore.timeline import Timeline
+    from balloonvq.explore.verdict import Schedule
+
+__all__ = ["explore"]
+
+_BUG, _INCOMPLETE = 3, 5
+
+
+def _complete_scenario(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The scenarios that come with balloonvq."""
+    del ctx, param
+    from balloonvq.explore.scenarios import SCENARIOS
+
+    return [name for name in SCENARIOS if name.startswith(incomplete)]
+
+
+def _scenario(name: str) -> Scenario:
+    """The scenario of that name."""
+    import difflib
+
+    from balloonvq.explore.scenarios import SCENARIOS
+
+    if name in SCENARIOS:
+        return SCENARIOS[name]
+    near = difflib.get_close_matches(name, SCENARIOS, cutoff=0.5)
+    raise InvalidArgument(
+        f"there is no scenario {name!r}",
+        why=f"near it are {', '.join(near)}" if near else f"the scenarios are {', '.join(SCENARIOS)}",
+        hint=f"--scenario {near[0]}" if near else "balloonctl explore --list",
+    )
+
+
+def _schedule(schedule: Schedule, timeline: Timeline) -> dict[str, Any]:
+    """A schedule and what happens in it, as JSON."""
+    return {
+        "length": len(schedule),
+        "preemptions": schedule.preemptions,
+        "minimal": bool(schedule.minimal),
+        "loop": timeline.loop,
+        "actors": [{"name": name, "role": role} for name, role in timeline.actors],
+        "steps": [
+            {
+                "step": line.step,
+                "actor": line.actor,
+                "operation": line.text,
+                "place": line.place,
+                "held": [list(names) for names in line.held],
+                "changes": [
+                    {"name": change.name, "before": change.before, "after": change.after}
+                    for change in line.changes
+                ],
+                "folded": line.folded,
+            }
+            for line in timeline.lines
+        ],
+        "ends": [
+            {
+                "actor": end.actor,
+                "fate": end.fate,
+                "wants": end.wants,
+                "place": end.place,
+                "holds": list(end.holds),
+            }
+            for end in timeline.ends
+        ],
+    }
+
+
+def _design(name: str) -> type[Design]:
+    """The design; what `find` hints at for `start` is said for this command."""
+    from balloonvq.driver.designs import find
+
+    try:
+        return find(name)
+    except BalloonError as error:
+        error.hint = error.hint.replace("--design ", "balloonctl explore ", 1)
+        raise
+
+
+def _row(design: str, given: dict[str, str], result: Result) -> dict[str, Any]:
+    """A result as a member of the document; the design as it was typed."""
+    verdict = result.verdict
+    bug, timeline = verdict.bug, result.timeline
+    return {
+        "design": design,
+        "set": given,
+        "options": dict(result.options),
+        "scenario": result.scenario.name,
+        "verdict": verdict.outcome.value,
+        "kind": None if bug is None else bug.kind.value,
+        "what": "" if bug is None else bug.what,
+        "why": verdict.why,
+        "engine": verdict.engine,
+        "states": verdict.states,
+        "transitions": verdict.transitions,
+        "estimate": verdict.estimate,
+        "seconds": result.seconds,
+        "bounds": list(result.bounds),
+        "schedule": None if bug is None or timeline is None else _schedule(bug.shortest, timeline),
+        "replay": result.replay,
+    }
+
+
+def _explored(
+    tasks: Sequence[tuple[str, type[Design], Scenario]],
+    options: dict[str, str],
+    limits: Limits,
+    advance: Callable[[int, int, str], None],
+) -> Iterable[dict[str, Any]]:
+    """The results, one after the other."""
+    from balloonvq.explore.scenarios import run
+
+    for number, (name, design, scenario) in enumerate(tasks):
+        advance(number, len(tasks), f"{name} / {scenario.name}")
+        yield _row(name, options, run(design, scenario, options=options, limits=limits))
+
+
+def _exit_code(results: Iterable[dict[str, Any]]) -> int:
+    """3 if there is a bug, 5 if something stayed open, else 0."""
+    verdicts = {result["verdict"] for result in results}
+    return _BUG if "BUG" in verdicts else _INCOMPLETE if "INCOMPLETE" in verdicts else 0
+
+
+@command("explore")
+@click.argument("design", required=False, shell_complete=complete_design)
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=_complete_scenario,
+    help="Only this scenario; may be given again.  [default: all that fit the design]",
+)
+@click.option(
+    "--set",
+    "options",
+    multiple=True,
+    metavar="OPTION=VALUE",
+    callback=design_options,
+    help="Set an option of the design; may be given again.",
+)
+@click.option("--list", "only_list", is_flag=True, help="List the scenarios; explore nothing.")
+@click.option("--all", "every", is_flag=True, help="All designs: a row a scenario, a column a design.")
+@click.option(
+    "--max-states",
+    type=click.IntRange(min=1),
+    default=5_000_000,
+    show_default=True,
+    help="States of one scenario after which it is given up as INCOMPLETE.",
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Time for one scenario after which it is given up as INCOMPLETE.",
+)
+@click.pass_context
+@pass_app
+def explore(
+    app: App,
+    ctx: click.Context,
+    /,
+    design: str | None,
+    scenarios: tuple[str, ...],
+    options: dict[str, str],
+    only_list: bool,
+    every: bool,
+    max_states: int,
+    max_seconds: float,
+) -> int:
+    """Look at every interleaving of a locking design: PROVED, a BUG with its shortest schedule, or INCOMPLETE.
+
+    DESIGN is a name that `balloonctl designs` lists, or path/to/file.py:ClassName.
+    Its own code runs; nothing is modelled twice. Exit code 0: all proved; 3: a bug; 5: incomplete.
+    """
+    if every and (design or options):
+        raise click.UsageError("--all takes all designs as they are; leave out DESIGN and --set", ctx)
+    if not (every or design or only_list):
+        raise click.UsageError("name a DESIGN, or give --all or --list", ctx)
+    from balloonctl.progress import exploring
+    from balloonctl.render.explore import render_explore, render_matrix, render_scenarios
+    from balloonvq.driver.designs import DESIGNS, choose_options
+    from balloonvq.explore.product import Limits
+    from balloonvq.explore.scenarios import SCENARIOS, scenarios_for
+
+    names = list(DESIGNS) if every else [design] if design else []
+    found = [(name, _design(name)) for name in names]
+    for _, kind in found:
+        choose_options(kind, options)
+    chosen = [_scenario(name) for name in dict.fromkeys(scenarios)]
+    if only_list:
+        fitting = [*scenarios_for(found[0][1])] if len(found) == 1 else [*SCENARIOS.values()]
+        shown = [scenario for scenario in fitting if not chosen or scenario in chosen]
+        rows = [{"name": one.name, "actors": list(one.actors), "summary": one.summary} for one in shown]
+        app.emit({"schema": "balloonctl/scenarios/1", "scenarios": rows}, render_scenarios)
+        return 0
+    tasks = []
+    for name, kind in found:
+        fits = scenarios_for(kind)
+        tasks += [(name, kind, one) for one in (chosen or fits) if one in fits or not every]
+    with exploring(app) as advance:
+        results = list(_explored(tasks, options, Limits(max_states, max_seconds), advance))
+    document = {
+        "schema": "balloonctl/explore/1",
+        "seconds": sum(result["seconds"] for result in results),
+        "results": results,
+    }
+    app.emit(document, render_matrix if every else render_explore)
+    return _exit_code(results)

@@ -1,0 +1,252 @@
+"""The command `explore` on results written by hand: what it draws, its JSON, exit codes and errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from click.testing import Result as Ran
+from explored import CALM, CROWD, CROWDED, DEADLOCK, LIVELOCK, OOM, broken, proved, unfinished
+from rich.console import Console
+from test_render import draw
+
+from balloonctl.commands.explore import _row
+from balloonctl.render.explore import render_explore, render_matrix, render_scenarios
+from balloonvq.explore import scenarios as library
+from balloonvq.explore.product import Limits
+from balloonvq.explore.scenarios import Result, Scenario
+from balloonvq.explore.verdict import Kind
+
+
+def document(*results: Result, given: Mapping[str, str] | None = None) -> dict[str, Any]:
+    rows = [_row(result.design, dict(given or {}), result) for result in results]
+    return {"schema": "balloonctl/explore/1", "seconds": 1.25, "results": rows}
+
+
+# ---- what is drawn ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_deadlock(width: int, snapshot: Any) -> None:
+    assert draw(render_explore(document(broken())), width) == snapshot
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_four_actors(width: int, snapshot: Any) -> None:
+    result = broken(CROWD, timeline=CROWDED, kind=Kind.ERROR, what="C: KernelBug: BUG() in putback")
+    assert draw(render_explore(document(result)), width) == snapshot
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_livelock(width: int, snapshot: Any) -> None:
+    result = broken(timeline=LIVELOCK, kind=Kind.LIVELOCK, what="W and O go round")
+    assert draw(render_explore(document(result)), width) == snapshot
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_all_verdicts(width: int, snapshot: Any) -> None:
+    drawn = document(proved(), broken(), unfinished(), given={"insert": "late"})
+    assert draw(render_explore(drawn), width) == snapshot
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_matrix(width: int, snapshot: Any) -> None:
+    results = [
+        proved(CALM, "coarse"),
+        broken(OOM, "coarse"),
+        proved(CALM, "split-deflating"),
+        broken(OOM, "split-deflating", LIVELOCK, Kind.LIVELOCK),
+        unfinished(CROWD, "split-deflating"),
+    ]
+    assert draw(render_matrix(document(*results)), width) == snapshot
+
+
+def test_the_scenarios(snapshot: Any) -> None:
+    rows = [{"name": one.name, "actors": one.actors, "summary": one.summary} for one in (CALM, CROWD)]
+    assert draw(render_scenarios({"scenarios": rows})) == snapshot
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_kind_has_a_name_and_a_letter(kind: Kind) -> None:
+    text = draw(render_matrix(document(broken(kind=kind))))
+    assert "number: steps" in text
+    assert "***" in draw(render_explore(document(broken(kind=kind))))
+
+
+@pytest.mark.parametrize("width", range(30, 200, 7))
+@pytest.mark.parametrize("timeline", [DEADLOCK, CROWDED, LIVELOCK])
+def test_no_width_loses_a_step_or_a_line_number(width: int, timeline: Any) -> None:
+    text = draw(render_explore(document(broken(timeline=timeline))), width)
+    for line in timeline.lines:
+        assert line.place[:15] in text
+        assert line.text.partition("(")[0] in text or line.changes
+
+
+def test_colour_adds_no_words() -> None:
+    results = document(proved(), broken(), unfinished())
+    console = Console(width=80, force_terminal=True, color_system="truecolor", _environ={})
+    with console.capture() as captured:
+        console.print(render_explore(results))
+    assert "\x1b[" in captured.get()
+    from rich.text import Text
+
+    plain = "\n".join(line.rstrip() for line in Text.from_ansi(captured.get()).plain.splitlines())
+    assert plain == draw(render_explore(results))
+
+
+# ---- the command ------------------------------------------------------------
+
+
+class Explorer:
+    """Stands in for the library."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[str, Callable[..., Result]] = {}
+        self.calls: list[tuple[str, str, dict[str, str], Limits]] = []
+
+    def run(
+        self,
+        design: Any,
+        scenario: Scenario,
+        *,
+        options: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+    ) -> Result:
+        assert limits is not None
+        self.calls.append((design.name, scenario.name, dict(options or {}), limits))
+        return self.verdicts.get(scenario.name, proved)(scenario, design.name)
+
+
+@pytest.fixture
+def explorer(monkeypatch: pytest.MonkeyPatch) -> Explorer:
+    explorer = Explorer()
+    monkeypatch.setattr(library, "SCENARIOS", {one.name: one for one in (CALM, OOM, CROWD)})
+    monkeypatch.setattr(
+        library,
+        "scenarios_for",
+        lambda design: (CALM, OOM) if design.name == "coarse" else (CALM, OOM, CROWD),
+    )
+    monkeypatch.setattr(library, "run", explorer.run)
+    return explorer
+
+
+def test_all_scenarios_of_a_design_are_proved(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    result = call("explore", "coarse")
+    assert result.exit_code == 0
+    assert [name for _, name, _, _ in explorer.calls] == ["fill-alone", "oom-while-filling"]
+    assert result.stdout.count("PROVED") == 3
+    assert result.stderr == ""
+
+
+def test_a_bug_is_exit_code_3(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    explorer.verdicts["oom-while-filling"] = broken
+    explorer.verdicts["oom-and-compaction"] = unfinished
+    result = call("explore", "modern")
+    assert result.exit_code == 3
+    assert "*** DEADLOCK ***" in result.stdout
+
+
+def test_incomplete_is_exit_code_5_and_never_a_pass(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    explorer.verdicts["oom-and-compaction"] = unfinished
+    result = call("explore", "modern")
+    assert result.exit_code == 5
+    assert "? INCOMPLETE" in result.stdout
+
+
+def test_options_and_limits_reach_the_library(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    args = ("--scenario", "fill-alone", "--set", "insert=late", "--max-states", "10", "--max-seconds", "2")
+    assert call("explore", "split", *args).exit_code == 0
+    assert explorer.calls == [("split", "fill-alone", {"insert": "late"}, Limits(10, 2.0))]
+
+
+def test_a_scenario_that_was_asked_for_is_run_even_if_it_does_not_fit(
+    explorer: Explorer, call: Callable[..., Ran]
+) -> None:
+    assert call("explore", "coarse", "--scenario", "oom-and-compaction").exit_code == 0
+    assert [name for _, name, _, _ in explorer.calls] == ["oom-and-compaction"]
+
+
+def test_json(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    explorer.verdicts["oom-while-filling"] = broken
+    result = call("explore", "coarse", "--json")
+    assert result.exit_code == 3
+    found = json.loads(result.stdout)
+    assert found["schema"] == "balloonctl/explore/1"
+    calm, oom = found["results"]
+    assert (calm["verdict"], calm["kind"], calm["schedule"]) == ("PROVED", None, None)
+    assert calm["bounds"] == ["1 actor", "2 free pages", "batch 1"]
+    assert (oom["verdict"], oom["kind"], oom["replay"]) == ("BUG", "deadlock", "bx1.k3f9.102.7c2a")
+    assert (oom["states"], oom["transitions"], oom["seconds"]) == (1234, 5678, 0.25)
+    schedule = oom["schedule"]
+    assert (schedule["length"], schedule["preemptions"], schedule["minimal"]) == (5, 1, True)
+    assert schedule["steps"][1]["changes"] == [{"name": "num_pages", "before": "3", "after": "4"}]
+    assert schedule["steps"][1]["place"] == "coarse.py:33"
+    assert schedule["ends"][0]["holds"] == ["balloon_lock"]
+
+
+def test_all_is_a_matrix(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    explorer.verdicts["oom-while-filling"] = broken
+    result = call("explore", "--all")
+    assert result.exit_code == 3
+    assert "D 5" in result.stdout
+    assert "D deadlock" in result.stdout
+    assert "- means nothing for this design" in result.stdout
+    assert len(explorer.calls) == 7 * 3 - 1
+
+
+def test_all_of_one_scenario(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    assert call("explore", "--all", "--scenario", "oom-and-compaction").exit_code == 0
+    assert [(design, name) for design, name, _, _ in explorer.calls if design == "coarse"] == []
+    assert len(explorer.calls) == 6
+
+
+def test_list(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    assert "four meet" in call("explore", "--list").stdout
+    assert "four meet" not in call("explore", "coarse", "--list").stdout
+    found = json.loads(call("explore", "--list", "--json").stdout)
+    assert found["schema"] == "balloonctl/scenarios/1"
+    assert [one["name"] for one in found["scenarios"]] == [
+        "fill-alone",
+        "oom-while-filling",
+        "oom-and-compaction",
+    ]
+    assert explorer.calls == []
+
+
+@pytest.mark.usefixtures("explorer")
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("coars",), 2, ("no locking design 'coars'", "hint: balloonctl explore coarse")),
+        (
+            ("coarse", "--scenario", "oom-while-filing"),
+            2,
+            ("oom-while-filing", "--scenario oom-while-filling"),
+        ),
+        (("coarse", "--scenario", "xyzzy"), 2, ("the scenarios are fill-alone", "balloonctl explore --list")),
+        (("split", "--set", "insrt=late"), 2, ("no option 'insrt'", "--set insert=late")),
+        (("split", "--set", "insert"), 2, ("is not OPTION=VALUE",)),
+        ((), 2, ("name a DESIGN, or give --all or --list",)),
+        (("--all", "coarse"), 2, ("--all takes all designs",)),
+        (("missing.py:Mine",), 1, ("cannot read the design file missing.py",)),
+        (("coarse", "--max-states", "0"), 2, ("--max-states",)),
+    ],
+)
+def test_errors(args: tuple[str, ...], code: int, words: tuple[str, ...], call: Callable[..., Ran]) -> None:
+    result = call("explore", *args)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.usefixtures("explorer")
+def test_completion(call: Callable[..., Ran]) -> None:
+    env = {
+        "_BALLOONCTL_COMPLETE": "bash_complete",
+        "COMP_WORDS": "balloonctl explore coarse --scenario oom-w",
+        "COMP_CWORD": "4",
+    }
+    assert "oom-while-filling" in call(env=env).stdout
