@@ -101,3 +101,26 @@ def test_a_counter_of_turns_in_an_object_is_seen() -> None:
     found = ends(build)
     assert not found.livelocks
     assert found.ends
+
+
+def test_a_value_returned_out_of_a_with_statement_is_not_forgotten() -> None:
+    def build(rt) -> None:
+        mutex, word, out = rt.mutex("mutex"), rt.shared("word"), rt.shared("out")
+
+        def reads() -> int:
+            with mutex:
+                return word.value
+
+        def reader() -> None:
+            out.value = reads() + 1
+
+        def writer() -> None:
+            if mutex.trylock():
+                mutex.unlock()
+            word.value = 1
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    # Some try the lock, so the unlock after the read is a scheduling point, with the value on the stack.
+    assert {end[0][-1] for end in ends(build).ends} == {1, 2}

@@ -81,6 +81,11 @@ def _after(instruction: dis.Instruction, before: list[str], *, jump: bool) -> li
         elif stack[-1].startswith(_OVER):
             stack[-1] = "iter " + stack[-1]
         return stack
+    if name == "SWAP":
+        # Puts a returned value below the exit method of a with statement.
+        other = -(instruction.arg or 1)
+        stack[-1], stack[other] = stack[other], stack[-1]
+        return stack
     if name == "BEFORE_WITH":
         return [*stack[:-1], _KNOWN, _VALUE]
     if name == "PRECALL":
