@@ -2,22 +2,50 @@
 
 A scenario of one's own is a few lines:
 
-    mine = Scenario("mine", "the worker fills while compaction moves", actors=("W", "C"), free=1, listed=1, target=2)
+    mine = Scenario("mine", "the worker fills while compaction moves", ("W", "C"), free=1, listed=1, target=2)
     print(run(find("modern"), mine).verdict.outcome)
+
+What is wrong whenever it happens: a deadlock, BUG(), lost data, an early free, a wrong acknowledgement, a PFN array that
+changes under the host, a full queue, a stack overflow, a negative count, a livelock. What may be looked for besides
+is in `Scenario.checks`, since a design that fails one of these must not hide what else it does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from balloonvq.driver.designs import Design
-from balloonvq.explore.product import Limits
-from balloonvq.explore.timeline import Timeline
+from balloonvq.driver.designs import Design, choose_options
+from balloonvq.errors import InvalidArgument
+from balloonvq.explore.invariants import CHECKS, GRADES, declare
+from balloonvq.explore.model import STATISTICS, Guest
+from balloonvq.explore.product import Limits, explore
+from balloonvq.explore.replay import encode
+from balloonvq.explore.timeline import Timeline, timeline
 from balloonvq.explore.verdict import Verdict
-from balloonvq.explore.world import Bounds
+from balloonvq.explore.world import Bounds, Program
+from balloonvq.guest.compaction import compact
+from balloonvq.guest.kernel import AllocationStuck
+from balloonvq.guest.pages import Place
+from balloonvq.guest.tasks import TaskKilled
 
-__all__ = ["SCENARIOS", "Result", "Scenario", "run", "scenarios_for"]
+__all__ = ["ACTORS", "SCENARIOS", "Result", "Scenario", "program", "run", "scenarios_for"]
+
+#: Roles by the names of actors.
+ACTORS = {
+    "W": "size worker",
+    "O": "OOM caller",
+    "P": "another OOM caller",
+    "C": "compaction",
+    "U": "user",
+    "K": "kswapd",
+    "L": "reclaimer",
+    "R": "teardown",
+}
+
+_FLAGS = frozenset({"nofs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +56,7 @@ class Scenario:
     summary: str
     """One line."""
     actors: tuple[str, ...]
-    """W size worker, O and P OOM callers, C compaction, U user, K and L reclaimers, R teardown."""
+    """Keys of `ACTORS`."""
     free: int = 0
     """Pages on the free list at the start."""
     listed: int = 0
@@ -36,7 +64,14 @@ class Scenario:
     target: int = 0
     """Pages that the host wants in it."""
     flags: frozenset[str] = frozenset()
-    """nofs: OOM callers hold the filesystem lock and may not kill."""
+    """nofs: OOM callers hold the filesystem lock, and may not enter the filesystem nor kill."""
+    checks: frozenset[str] = frozenset({"count"})
+    """count, actual: what must fit at rest. listed, in hand, in flight, freed by another, isolated: where pages may
+    not be when OOM comes back with nothing."""
+    turns: int = 2
+    """Most runs of the size worker."""
+    rounds: int = 0
+    """Fruitless OOM rounds after which a caller that may not kill gives up; 0 is never."""
     bounds: Bounds = field(default_factory=Bounds)
 
 
@@ -57,7 +92,162 @@ class Result:
     seconds: float
 
 
-SCENARIOS: dict[str, Scenario] = {}
+def _shipped(*scenarios: Scenario) -> dict[str, Scenario]:
+    return {scenario.name: scenario for scenario in scenarios}
+
+
+_NOFS = frozenset({"nofs"})
+_EMPTY_HANDED = GRADES - {"isolated"}
+
+SCENARIOS: dict[str, Scenario] = _shipped(
+    Scenario(
+        "oom-while-filling",
+        "the worker inflates while a GFP_NOFS allocation is out of memory",
+        ("W", "O"),
+        listed=1,
+        target=2,
+        flags=_NOFS,
+    ),
+    Scenario(
+        "oom-while-filling-kernel",
+        "the worker inflates while a GFP_KERNEL allocation is out of memory",
+        ("W", "O"),
+        free=1,
+        listed=1,
+        target=2,
+    ),
+    Scenario(
+        "oom-while-leaking",
+        "the worker deflates for the host while an allocation is out of memory",
+        ("W", "O"),
+        listed=2,
+        target=1,
+    ),
+    Scenario(
+        "oom-while-emptying",
+        "the worker deflates the last page while an allocation is out of memory",
+        ("W", "O"),
+        listed=1,
+        target=0,
+    ),
+    Scenario("two-ooms", "two allocations are out of memory at once", ("O", "P"), listed=2, target=2),
+    Scenario(
+        "compaction-while-filling",
+        "the worker inflates while compaction moves a page",
+        ("W", "C"),
+        free=2,
+        listed=1,
+        target=2,
+    ),
+    Scenario(
+        "compaction-while-leaking",
+        "the worker deflates while compaction moves a page",
+        ("W", "C"),
+        free=1,
+        listed=2,
+        target=1,
+    ),
+    Scenario(
+        "compaction-while-emptying",
+        "the worker deflates the page that compaction moves",
+        ("W", "C"),
+        free=1,
+        listed=1,
+        target=0,
+    ),
+    Scenario(
+        "compaction-oom",
+        "compaction moves a page while an allocation is out of memory",
+        ("C", "O"),
+        free=1,
+        listed=1,
+        target=1,
+        rounds=2,
+    ),
+    Scenario("teardown", "the driver is removed", ("R",), listed=2),
+    Scenario(
+        "teardown-oom",
+        "the driver is removed while an allocation is out of memory",
+        ("R", "O"),
+        listed=2,
+        rounds=2,
+    ),
+    Scenario(
+        "teardown-compaction",
+        "the driver is removed while compaction moves a page",
+        ("R", "C"),
+        free=1,
+        listed=1,
+    ),
+    Scenario("fill-user", "the worker inflates beside a program", ("W", "U"), free=2, target=1),
+    Scenario(
+        "actual-while-filling",
+        "what the host reads at rest, after inflation beside OOM",
+        ("W", "O"),
+        free=1,
+        listed=1,
+        target=2,
+        checks=frozenset({"count", "actual"}),
+    ),
+    Scenario(
+        "actual-while-leaking",
+        "what the host reads at rest, after deflation beside OOM",
+        ("W", "O"),
+        listed=2,
+        target=1,
+        checks=frozenset({"count", "actual"}),
+    ),
+    Scenario(
+        "empty-handed-filling",
+        "OOM gets something while the worker inflates",
+        ("W", "O"),
+        free=1,
+        target=2,
+        checks=_EMPTY_HANDED,
+        turns=1,
+    ),
+    Scenario(
+        "empty-handed-leaking",
+        "OOM gets something while the worker deflates",
+        ("W", "O"),
+        listed=1,
+        target=0,
+        checks=_EMPTY_HANDED,
+    ),
+    Scenario(
+        "empty-handed-compaction",
+        "OOM gets something while compaction holds a page",
+        ("C", "O"),
+        free=1,
+        listed=1,
+        target=1,
+        checks=frozenset({"isolated"}),
+        rounds=2,
+    ),
+    Scenario(
+        "shrinkers",
+        "two reclaimers shrink the balloon at once",
+        ("K", "L"),
+        listed=2,
+        target=2,
+    ),
+    Scenario(
+        "shrinker-while-filling",
+        "the worker inflates while kswapd shrinks the balloon",
+        ("W", "K"),
+        free=1,
+        listed=1,
+        target=2,
+    ),
+    Scenario(
+        "shrinker-compaction",
+        "kswapd shrinks the balloon while compaction holds its page",
+        ("C", "K"),
+        free=1,
+        listed=1,
+        target=1,
+    ),
+)
 
 
 def scenarios_for(design: type[Design]) -> tuple[Scenario, ...]:
@@ -69,6 +259,154 @@ def scenarios_for(design: type[Design]) -> tuple[Scenario, ...]:
     )
 
 
+# -- actors ------------------------------------------------------------------------
+
+
+def _worker(guest: Guest, scenario: Scenario) -> Callable[[], object]:
+    def size_worker() -> None:
+        for _ in range(scenario.turns):
+            guest.again = False
+            guest.design.resize()
+            if not guest.again:
+                break
+
+    return size_worker
+
+
+def _out_of_memory(guest: Guest, scenario: Scenario) -> Callable[[], object]:
+    kernel = guest.kernel
+
+    def allocates() -> None:
+        try:
+            if "nofs" in scenario.flags:
+                with kernel.fs_lock:
+                    kernel.alloc(1, Place.USER, fs=False)
+            else:
+                kernel.alloc(1, Place.USER)
+        except (TaskKilled, AllocationStuck):
+            pass
+
+    return allocates
+
+
+def _compacts(guest: Guest, scenario: Scenario) -> Callable[[], object]:
+    del scenario
+    return lambda: compact(guest.kernel, guest.design.migrate, pages=1)
+
+
+def _uses(guest: Guest, scenario: Scenario) -> Callable[[], object]:
+    del scenario
+
+    def program_() -> None:
+        page = guest.pages.take(1, Place.USER)
+        if page is not None:
+            guest.pages.free(page, Place.USER)
+
+    return program_
+
+
+def _reclaims(guest: Guest, scenario: Scenario) -> Callable[[], object]:
+    del scenario
+    return guest.kernel.reclaim_all
+
+
+def _removes(guest: Guest, scenario: Scenario) -> Callable[[], object]:
+    del scenario
+    return guest.remove
+
+
+_BODIES: dict[str, Callable[[Guest, Scenario], Callable[[], object]]] = {
+    "W": _worker,
+    "O": _out_of_memory,
+    "P": _out_of_memory,
+    "C": _compacts,
+    "U": _uses,
+    "K": _reclaims,
+    "L": _reclaims,
+    "R": _removes,
+}
+
+
+def _validate(design: type[Design], scenario: Scenario) -> None:
+    """Refuses what no guest can be.
+
+    Raises:
+        InvalidArgument: for an unknown actor, flag or check, or actors that never meet.
+    """
+    for given, known, what in (
+        ({*scenario.actors}, ACTORS.keys(), "actor"),
+        (scenario.flags, _FLAGS, "flag"),
+        (scenario.checks, CHECKS | GRADES, "check"),
+    ):
+        unknown = sorted(given - known)
+        if unknown:
+            raise InvalidArgument(
+                f"scenario {scenario.name} has an unknown {what} {unknown[0]!r}",
+                why=f"there are {', '.join(sorted(known))}",
+            )
+    if {"W", "R"} <= {*scenario.actors}:
+        raise InvalidArgument(
+            f"scenario {scenario.name} has a size worker and a teardown at once",
+            why="the driver cancels its work before it is removed",
+        )
+    if design.pressure != "shrinker" and {"K", "L"} & {*scenario.actors}:
+        raise InvalidArgument(
+            f"scenario {scenario.name} reclaims, and the design {design.name} has no shrinker"
+        )
+
+
+def program(design: type[Design], scenario: Scenario, options: Mapping[str, str] | None = None) -> Program:
+    """A design in a scenario, for any engine.
+
+    Raises:
+        InvalidArgument: if the scenario makes no sense, or the design has no such option.
+    """
+    _validate(design, scenario)
+    chosen = choose_options(design, options or {})
+
+    def build(runtime: Any) -> None:
+        guest = Guest(
+            runtime,
+            design,
+            chosen,
+            actors=scenario.actors,
+            free=scenario.free,
+            listed=scenario.listed,
+            target=scenario.target,
+            removable="R" in scenario.actors,
+            rounds=scenario.rounds,
+            grades=scenario.checks & GRADES,
+        )
+        for actor in scenario.actors:
+            runtime.spawn(actor, ACTORS[actor], _BODIES[actor](guest, scenario))
+        runtime.spawn("HI", "host, inflate queue", guest.host_inflates, daemon=True, repeats=True)
+        runtime.spawn("HD", "host, deflate queue", guest.host_deflates, daemon=True, repeats=True)
+        declare(runtime, guest, scenario.checks)
+
+    settings = "".join(f" {option}={value}" for option, value in sorted(chosen.items()))
+    return Program(
+        f"{design.name or design.__name__}{settings} / {scenario.name}",
+        build,
+        bounds=scenario.bounds,
+        statistics=STATISTICS,
+    )
+
+
+def _bounds(scenario: Scenario) -> tuple[str, ...]:
+    found = [
+        f"{len(scenario.actors)} actors and two host queues",
+        f"{scenario.free + scenario.listed} pages",
+        "batches of 1",
+    ]
+    if "W" in scenario.actors:
+        found.append(f"{scenario.turns} turns of the size worker")
+    if scenario.rounds:
+        found.append(f"{scenario.rounds} fruitless OOM rounds")
+    flags = ("one_cpu", "explore_time", "all_ops")
+    found.extend(flag.replace("_", " ") for flag in flags if getattr(scenario.bounds, flag))
+    return tuple(found)
+
+
 def run(
     design: type[Design],
     scenario: Scenario,
@@ -76,5 +414,33 @@ def run(
     options: Mapping[str, str] | None = None,
     limits: Limits | None = None,
 ) -> Result:
-    """Explores one design in one scenario."""
-    raise NotImplementedError
+    """Explores one design in one scenario.
+
+    Args:
+        design: its class.
+        scenario: shipped, or one's own.
+        options: of the design, where they are not to be the default.
+        limits: where to give up, with the verdict INCOMPLETE.
+
+    Raises:
+        InvalidArgument: see `program`.
+        Nondeterminism: if the design keeps shared state outside of the runtime's objects.
+    """
+    started = time.monotonic()
+    explored = program(design, scenario, options)
+    verdict = explore(explored, limits or Limits())
+    shown = text = None
+    if verdict.bug is not None:
+        shortest = verdict.bug.shortest
+        shown = timeline(explored, shortest.decisions, loop=shortest.loop)
+        text = encode(explored, shortest)
+    return Result(
+        design=design.name or design.__name__,
+        options=choose_options(design, options or {}),
+        scenario=scenario,
+        verdict=verdict,
+        timeline=shown,
+        replay=text,
+        bounds=_bounds(scenario),
+        seconds=time.monotonic() - started,
+    )

@@ -65,6 +65,9 @@ Place = tuple[str, int]
 #: Files whose frames are no place in somebody's design.
 _OWN: Final = frozenset({__file__})
 
+#: Files below a design: a step is shown at the line that asked for it. A model adds its own.
+BELOW: Final[set[str]] = {__file__}
+
 
 class Actor(Atom):
     """One actor in one execution; the `Task` of its function."""
@@ -651,8 +654,8 @@ def _conforms(runtime: ControlledRuntime) -> Runtime:
 
 
 def place_of(frame: FrameType | None) -> Place:
-    """The innermost line outside of this file."""
-    while frame is not None and frame.f_code.co_filename in _OWN:
+    """The innermost line that is not of this file or a model's."""
+    while frame is not None and frame.f_code.co_filename in BELOW:
         frame = frame.f_back
     return ("?", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
 

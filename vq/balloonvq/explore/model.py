@@ -1,0 +1,629 @@
+"""A guest and a host small enough to explore, under the shipped designs unchanged.
+
+What a design calls is what it calls on the live machine: `Balloon`, and below it the allocator of
+`balloonvq.guest.kernel` with its own lines. Here only what lies below them is another thing:
+
+============  ======================================================================
+pages         places, the LIFO balloon list and the host's set: one object, so that a section
+              under pages_lock is one step, and who breaks ownership is told at once
+PFN arrays    an object each; the host reads it when it gets to it
+queues        one request; popped, used and taken in separate steps
+config        `actual` is a word, the target a constant
+============  ======================================================================
+
+Left out: kicks (the host may look at any time), the pages of other kernel users, killing anybody but the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from balloonvq.driver import balloon as driver_balloon
+from balloonvq.driver.balloon import OUT_OF_PUFF_NS, PFNS_MAX, Balloon, PageList
+from balloonvq.driver.designs import Design
+from balloonvq.errors import KernelBug
+from balloonvq.explore.local_state import Atom
+from balloonvq.explore.world import SharedObject
+from balloonvq.guest.kernel import AllocationStuck, Kernel, OomWait
+from balloonvq.guest.pages import PFN_BYTES, Batch, PfnArray, Place
+from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES as DEPTH_BYTES
+from balloonvq.guest.tasks import TaskKilled, UserTask
+from balloonvq.queue import DriverQueue
+from balloonvq.runtime.controlled import BELOW, ControlledRuntime
+
+__all__ = ["STATISTICS", "Guest", "Page", "available", "counts"]
+
+BELOW.update((__file__, driver_balloon.__file__))
+
+#: Words and attributes that only count.
+STATISTICS = frozenset({
+    "out_of_puff", "oom_events", "oom_kills", "alloc_stalls", "minor faults", "lost_pages", "reclaimers",
+    "task ids", "in oom notifiers", "in shrinkers", "peak_bytes",
+})  # fmt: skip
+
+#: Of the driver, and in reach of the OOM notifier or soon to be.
+_DRIVERS = frozenset({Place.PRIVATE, Place.LISTED, Place.IN_FLIGHT})
+
+#: (places, balloon list from its head, pages that the host has, what an OOM call has seen so far)
+#: The last is None, or (the driver had pages all the time, another task has released some).
+PagesValue = tuple[tuple[Place, ...], tuple[int, ...], frozenset[int], tuple[bool, bool] | None]
+
+
+class Page(Batch):
+    """A batch of one page, made of plain values."""
+
+    __slots__ = ()
+
+    def __init__(self, *pfns: int) -> None:
+        super().__init__(pfns, len(pfns))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.pfns)
+
+
+# -- pages: pure functions ---------------------------------------------------------
+
+
+def available(value: PagesValue) -> bool:
+    """Whether the driver has pages, those that compaction isolated left out."""
+    return not _DRIVERS.isdisjoint(value[0])
+
+
+def counts(value: PagesValue) -> tuple[int, int, int]:
+    """(listed, isolated, the host's)."""
+    places, _, host, _ = value
+    return places.count(Place.LISTED), places.count(Place.ISOLATED), len(host)
+
+
+def _seen(value: PagesValue) -> PagesValue:
+    """After every step: what an OOM call in progress has seen."""
+    places, listed, host, oom = value
+    if oom is None:
+        return value
+    always, released = oom
+    return places, listed, host, ((always and available(value)) or released, released)
+
+
+def _require(value: PagesValue, pfn: int, place: Place, doing: str) -> None:
+    if value[0][pfn] is not place:
+        raise KernelBug(
+            f"pages that are not {place.name} were {doing}", why=f"page {pfn} is {value[0][pfn].name}"
+        )
+
+
+def _put(value: PagesValue, pfn: int, to: Place) -> PagesValue:
+    places, listed, host, oom = value
+    return (*places[:pfn], to, *places[pfn + 1 :]), listed, host, oom
+
+
+def _take(value: PagesValue, to: Place) -> tuple[PagesValue, int | None]:
+    if Place.FREE not in value[0]:
+        return value, None
+    pfn = value[0].index(Place.FREE)
+    return _seen(_put(value, pfn, to)), pfn
+
+
+def _free(value: PagesValue, pfn: int, place: Place) -> tuple[PagesValue, None]:
+    _require(value, pfn, place, "freed")
+    if pfn in value[2]:
+        raise KernelBug("a page was freed before the host gave it back", why=f"page {pfn}")
+    places, listed, host, oom = _put(value, pfn, Place.FREE)
+    if oom is not None and place is Place.IN_FLIGHT:
+        oom = (oom[0], True)
+    return _seen((places, listed, host, oom)), None
+
+
+def _insert(value: PagesValue, pfn: int) -> tuple[PagesValue, None]:
+    _require(value, pfn, Place.PRIVATE, "listed")
+    places, listed, host, oom = _put(value, pfn, Place.LISTED)
+    return _seen((places, (pfn, *listed), host, oom)), None
+
+
+def _dequeue(value: PagesValue) -> tuple[PagesValue, int | None]:
+    places, listed, host, oom = value
+    if not listed:
+        if Place.ISOLATED in places:
+            return value, None
+        raise KernelBug(
+            "balloon_page_dequeue: BUG()",
+            why="the balloon list is empty, no page is isolated, and the driver wanted one",
+        )
+    places = _put(value, listed[0], Place.IN_FLIGHT)[0]
+    return _seen((places, listed[1:], host, oom)), listed[0]
+
+
+def _isolate(value: PagesValue) -> tuple[PagesValue, int | None]:
+    _, listed, host, oom = value
+    if not listed:
+        return value, None
+    places = _put(value, listed[0], Place.ISOLATED)[0]
+    return _seen((places, listed[1:], host, oom)), listed[0]
+
+
+def _putback(value: PagesValue, pfn: int) -> tuple[PagesValue, None]:
+    _require(value, pfn, Place.ISOLATED, "put back")
+    places, listed, host, oom = _put(value, pfn, Place.LISTED)
+    return _seen((places, (pfn, *listed), host, oom)), None
+
+
+def _replace(value: PagesValue, new: int, old: int) -> tuple[PagesValue, None]:
+    _require(value, old, Place.ISOLATED, "replaced")
+    return _insert(_put(value, old, Place.IN_FLIGHT), new)
+
+
+def _inflate(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None]:
+    places, listed, host, oom = value
+    for pfn in pfns:
+        if places[pfn] in {Place.FREE, Place.USER}:
+            raise KernelBug(
+                "lost data: the host discards a page that is not the balloon's",
+                why=f"page {pfn} is {places[pfn].name}",
+            )
+        if pfn in host:
+            raise KernelBug("a page was inflated that the host has already", why=f"page {pfn}")
+    return (places, listed, host | {*pfns}, oom), None
+
+
+def _deflate(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None]:
+    places, listed, host, oom = value
+    for pfn in pfns:
+        if pfn not in host:
+            raise KernelBug("a page was deflated that the host has not got yet", why=f"page {pfn}")
+    return (places, listed, host - {*pfns}, oom), None
+
+
+def _oom_begins(value: PagesValue) -> tuple[PagesValue, None]:
+    return (*value[:3], (available(value), False)), None
+
+
+def _oom_ends(value: PagesValue) -> tuple[PagesValue, str]:
+    """How an OOM call that freed nothing could have done better; empty if it could not."""
+    places, _, _, oom = value
+    assert oom is not None
+    grade = ""
+    if oom[1]:
+        grade = "freed by another"
+    elif oom[0]:
+        grade = "listed" if Place.LISTED in places else "in hand" if Place.PRIVATE in places else "in flight"
+    elif Place.ISOLATED in places:
+        grade = "isolated"
+    return (*value[:3], None), grade
+
+
+class Pages(Atom):
+    """What `PageAllocator` is on the live machine: each method one step."""
+
+    def __init__(self, runtime: ControlledRuntime, free: int, listed: int) -> None:
+        places = (Place.LISTED,) * listed + (Place.FREE,) * free
+        start: PagesValue = (places, tuple(range(listed)), frozenset(range(listed)), None)
+        self.name = "pages"
+        self.object = runtime.shared_object(
+            SharedObject(
+                "pages",
+                start,
+                {
+                    "take": _take,
+                    "free": _free,
+                    "insert": _insert,
+                    "dequeue": _dequeue,
+                    "isolate": _isolate,
+                    "putback": _putback,
+                    "replace": _replace,
+                    "inflate": _inflate,
+                    "deflate": _deflate,
+                    "oom_begins": _oom_begins,
+                    "oom_ends": _oom_ends,
+                },
+            )
+        )
+
+    def take(self, count: int, to: Place) -> Page | None:
+        del count
+        return self._page("take", to)
+
+    def free(self, batch: Batch, place: Place) -> None:
+        for pfn in batch:
+            self.object.apply("free", pfn, place)
+
+    def list_insert(self, batch: Batch) -> None:
+        for pfn in batch:
+            self.object.apply("insert", pfn)
+
+    def list_dequeue(self, count: int) -> Page | None:
+        del count
+        return self._page("dequeue")
+
+    def isolate(self) -> Page | None:
+        return self._page("isolate")
+
+    def putback(self, page: Batch) -> None:
+        for pfn in page:
+            self.object.apply("putback", pfn)
+
+    def replace_isolated(self, new: Batch, old: Batch) -> None:
+        for pair in zip(new, old, strict=True):
+            self.object.apply("replace", *pair)
+
+    def adjust_managed(self, pages: int) -> None:
+        """Nobody looks."""
+
+    def _page(self, operation: str, *arguments: Any) -> Page | None:
+        pfn = self.object.apply(operation, *arguments)
+        return None if pfn is None else Page(pfn)
+
+
+# -- what requests are made of -----------------------------------------------------
+
+
+class Array(Atom):
+    """A `PfnArray`: an object, since the host reads what is there when it looks."""
+
+    def __init__(self, runtime: ControlledRuntime, name: str) -> None:
+        self.name = name
+        self.object = runtime.shared_object(
+            SharedObject(
+                name,
+                (),
+                {
+                    "clear": lambda _: ((), None),
+                    "append": lambda value, pfns: ((*value, *pfns), None),
+                    "read": lambda value: (value, value),
+                },
+                reads=frozenset({"read"}),
+            )
+        )
+
+    @property
+    def address(self) -> Array:
+        return self
+
+    @property
+    def size_bytes(self) -> tuple[int, ...]:
+        """Not a size but the contents, for the queue to hold against what the host reads."""
+        return self.read()
+
+    def clear(self) -> None:
+        self.object.apply("clear")
+
+    def append(self, pages: Batch) -> None:
+        self.object.apply("append", tuple(pages))
+
+    def read(self) -> tuple[int, ...]:
+        return cast("tuple[int, ...]", self.object.apply("read"))
+
+    def __len__(self) -> int:
+        return len(self.read())
+
+
+#: (state, actor that added, array, its contents then); state is idle, added, popped, used, reset.
+_Request = tuple[str, int, str, tuple[int, ...]]
+_IDLE: _Request = ("idle", -1, "", ())
+
+
+def _add(value: _Request, actor: int, array: str, pfns: tuple[int, ...]) -> tuple[_Request, None]:
+    if value[0] == "reset":
+        raise KernelBug("the host was told something after the reset")
+    if value[0] != "idle":
+        raise KernelBug("a second request on a queue", why=f"one of {value[2]} is {value[0]}")
+    return ("added", actor, array, pfns), None
+
+
+def _pop(value: _Request) -> tuple[_Request, tuple[str, tuple[int, ...]]] | None:
+    return (("popped", *value[1:]), value[2:]) if value[0] == "added" else None
+
+
+def _use(value: _Request) -> tuple[_Request, None]:
+    return ("used", *value[1:]), None
+
+
+def _get_buf(value: _Request, actor: int) -> tuple[_Request, bool]:
+    if value[0] != "used":
+        return value, False
+    if value[1] != actor:
+        raise KernelBug("a task took the acknowledgement of another one")
+    return _IDLE, True
+
+
+def _reset(value: _Request) -> tuple[_Request, None]:
+    if value[0] != "idle":
+        raise KernelBug("the device was reset with a request in flight")
+    return ("reset", -1, "", ()), None
+
+
+class Queue(Atom):
+    """A virtqueue with room for the one request that there may be."""
+
+    def __init__(self, runtime: ControlledRuntime, name: str, call_fd: int) -> None:
+        self.name = name
+        self.call_fd = call_fd
+        self.object = runtime.shared_object(
+            SharedObject(
+                name,
+                _IDLE,
+                {"add": _add, "pop": _pop, "use": _use, "get_buf": _get_buf, "reset": _reset},
+                personal=frozenset({"add", "get_buf"}),
+                idle=frozenset({"pop"}),
+            )
+        )
+
+    def add(self, array: Array, pfns: tuple[int, ...]) -> None:
+        self.object.apply("add", array.name, pfns)
+
+    def kick(self) -> None:
+        """The host may look at any time."""
+
+    def get_buf(self) -> bool:
+        return cast("bool", self.object.apply("get_buf"))
+
+
+class Hand(Atom):
+    """A `PageList`."""
+
+    def __init__(self, runtime: ControlledRuntime, name: str) -> None:
+        self.name = name
+        self.object = runtime.shared_object(
+            SharedObject(
+                name,
+                (),
+                {
+                    "add": lambda value, pfns: ((*value, pfns), None),
+                    "take_all": lambda value: ((), value),
+                },
+            )
+        )
+
+    def add(self, pages: Batch) -> None:
+        self.object.apply("add", tuple(pages))
+
+    def take_all(self) -> list[Page]:
+        return [Page(*pfns) for pfns in self.object.apply("take_all")]
+
+
+# -- kernel and balloon ------------------------------------------------------------
+
+
+class Chain(Atom):
+    """`Notifiers`, with what is registered in an object: teardown takes the driver's callback away."""
+
+    def __init__(self, runtime: ControlledRuntime, name: str, *, removable: bool) -> None:
+        self.name = name
+        self._removable = removable
+        self._function: Callable[..., int] | None = None
+        #: (registered, callers inside)
+        self._object = runtime.shared_object(
+            SharedObject(
+                name,
+                (True, 0),
+                {
+                    "enter": lambda value: ((value[0], value[1] + value[0]), value[0]),
+                    "leave": lambda value: ((value[0], value[1] - 1), None),
+                    "remove": lambda value: ((False, value[1]), None),
+                    "drained": lambda value: None if value[1] else (value, None),
+                },
+                blocks=frozenset({"drained"}),
+            )
+        )
+
+    def append(self, function: Callable[..., int]) -> None:
+        self._function = function
+
+    def remove(self, function: Callable[..., int]) -> None:
+        del function
+        if self._function is not None:
+            self._object.apply("remove")
+            self._object.apply("drained")
+
+    def call(self, *arguments: int) -> int:
+        if self._function is None:
+            return 0
+        if not self._removable:
+            return self._function(*arguments)
+        if not self._object.apply("enter"):
+            return 0
+        freed = self._function(*arguments)
+        self._object.apply("leave")
+        return freed
+
+    def __len__(self) -> int:
+        return int(self._function is not None)
+
+
+class ModelKernel(Kernel, Atom):
+    """`Kernel`, whose allocator runs as it is, on model pages.
+
+    Args:
+        runtime: where it runs.
+        pages: its pages.
+        removable: whether notifiers can be taken away.
+        rounds: OOM rounds without progress after which a caller that may not kill gives up; 0 is never.
+        grades: the kinds of an OOM call that comes back with nothing which count as a bug.
+    """
+
+    def __init__(
+        self,
+        runtime: ControlledRuntime,
+        pages: Pages,
+        *,
+        removable: bool,
+        rounds: int,
+        grades: frozenset[str],
+    ) -> None:
+        super().__init__(runtime, cast("Any", None), cast("Any", pages), 0)
+        self.name = "kernel"
+        self.notifiers = cast("Any", Chain(runtime, "oom notifiers", removable=removable))
+        self.shrinkers = cast("Any", Chain(runtime, "shrinkers", removable=removable))
+        #: By name; a descriptor points at one.
+        self.arrays: dict[str, Array] = {}
+        self._rounds = rounds
+        self._grades = grades
+        self._model = pages
+
+    def pfn_array(self, name: str) -> PfnArray:
+        """An array that is an object of the world."""
+        array = Array(cast("ControlledRuntime", self.runtime), name)
+        self.arrays[array.name] = array
+        return cast("PfnArray", array)
+
+    def _wait_for_fs(self, *, fs: bool) -> None:
+        if fs and not self.fs_lock.held_by_me():
+            with self.fs_lock:
+                pass
+
+    def out_of_memory(self, *, fs: bool, task: UserTask | None, wait: OomWait) -> None:
+        """The steps of `Kernel.out_of_memory`; the one that is killed is always the caller."""
+        del task
+        watched = self._model.object if self._grades else None
+        if watched is not None:
+            watched.apply("oom_begins")
+        with self.stacks.frame(DEPTH_BYTES, "the way to the OOM notifier"):
+            freed = self.notifiers.call()
+        if watched is not None:
+            grade = watched.apply("oom_ends")
+            if not freed and grade in self._grades:
+                raise KernelBug(f"OOM came back with nothing, and pages were {grade}")
+        if freed:
+            return
+        if fs:
+            raise TaskKilled("the caller")
+        if self._rounds:
+            wait.fruitless += 1
+            if wait.fruitless >= self._rounds:
+                raise AllocationStuck
+
+    def reclaim_all(self) -> None:
+        """What kswapd does."""
+        self._shrink()
+
+
+class ModelBalloon(Balloon):
+    """`Balloon` with lists and stack arrays that are objects; each actor has a stack of its own."""
+
+    def __init__(self, *arguments: Any, actors: Sequence[str], **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._on_stack = {actor: self.pfn_array(f"pfns on {actor}'s stack") for actor in actors}
+
+    def page_list(self, name: str) -> PageList:
+        """A list of private pages."""
+        return cast("PageList", Hand(cast("ControlledRuntime", self.runtime), name))
+
+    def reserve_stack_arrays(self, count: int) -> None:
+        """There is one a stack."""
+
+    @contextmanager
+    def stack_array(self, pfns: int = PFNS_MAX) -> Iterator[PfnArray]:
+        """The array on the calling task's stack."""
+        with self.kernel.stacks.frame(pfns * PFN_BYTES, "a PFN array"):
+            array = self._on_stack[self.runtime.this_task().name]
+            array.clear()
+            yield array
+
+    def no_memory(self) -> None:
+        """msleep(200), without those who only look on."""
+        self.runtime.sleep(OUT_OF_PUFF_NS)
+
+
+class Guest:
+    """Guest, driver and host around one design, for a program's `build`.
+
+    Args:
+        runtime: of this execution.
+        design: the class under test.
+        options: of the design.
+        actors: names of the tasks that will call into it.
+        free, listed: pages at the start.
+        target: pages that the host wants.
+        removable, rounds, grades: as in `ModelKernel`.
+    """
+
+    def __init__(
+        self,
+        runtime: ControlledRuntime,
+        design: type[Design],
+        options: dict[str, str],
+        *,
+        actors: Sequence[str],
+        free: int,
+        listed: int,
+        target: int,
+        removable: bool,
+        rounds: int,
+        grades: frozenset[str],
+    ) -> None:
+        self.runtime = runtime
+        self.target = target
+        self.pages = Pages(runtime, free, listed)
+        self.kernel = ModelKernel(runtime, self.pages, removable=removable, rounds=rounds, grades=grades)
+        self.inflate_vq = Queue(runtime, "inflate queue", 1)
+        self.deflate_vq = Queue(runtime, "deflate queue", 2)
+        self.vb = ModelBalloon(
+            runtime,
+            self.kernel,
+            inflate_vq=cast("DriverQueue", self.inflate_vq),
+            deflate_vq=cast("DriverQueue", self.deflate_vq),
+            deflate_on_oom=True,
+            actors=actors,
+        )
+        self.actual = runtime.shared("actual", listed)
+        self.again = False
+        self.design = design(
+            self.vb,
+            towards_target=self.towards_target,
+            publish=self.publish,
+            requeue=self.requeue,
+            **options,
+        )
+        if listed:
+            self.vb.num_pages.value = listed
+        if self.design.pressure == "shrinker":
+            self.kernel.shrinkers.append(self.design.scan)
+        else:
+            self.kernel.notifiers.append(self.design.on_oom)
+
+    # -- what the driver gives a design ----------------------------------------
+
+    def towards_target(self) -> int:
+        """Pages that the host wants above or below what the driver holds."""
+        return self.target - self.vb.num_pages.value
+
+    def publish(self) -> None:
+        """PUBLISH, two steps."""
+        self.actual.value = self.vb.num_pages.value
+
+    def requeue(self) -> None:
+        """One more turn of the size worker."""
+        if self.runtime.this_task().name != "W":
+            raise NotImplementedError("the model's size worker is queued by itself only")
+        self.again = True
+
+    def remove(self) -> None:
+        """Teardown: callbacks away, everything leaked, published, reset."""
+        self.kernel.notifiers.remove(self.design.on_oom)
+        self.kernel.shrinkers.remove(self.design.scan)
+        self.design.drain()
+        self.publish()
+        self.inflate_vq.object.apply("reset")
+        self.deflate_vq.object.apply("reset")
+
+    # -- the host -----------------------------------------------------------------
+
+    def host_inflates(self) -> None:
+        """A turn of the actor HI."""
+        self._host(self.inflate_vq, "inflate")
+
+    def host_deflates(self) -> None:
+        """A turn of the actor HD."""
+        self._host(self.deflate_vq, "deflate")
+
+    def _host(self, queue: Queue, act: str) -> None:
+        """Pop, read the array, act, use, interrupt."""
+        name, then = queue.object.apply("pop")
+        pfns = self.kernel.arrays[name].read()
+        if pfns != then:
+            raise KernelBug(
+                "a PFN array changed before the host had read it", why=f"{name} was {then} and is {pfns}"
+            )
+        self.pages.object.apply(act, pfns)
+        queue.object.apply("use")
+        self.runtime.interrupt(queue.call_fd)
