@@ -606,7 +606,7 @@ def test_a_closed_pipe_is_quiet(on: Call, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_exit_codes_of_the_errors() -> None:
     assert failures.describe(NoSuchMachine("x")).exit_code == 1
     assert failures.describe(KeyboardInterrupt()).exit_code == 130
-    assert {code for code, _ in failures.EXIT_CODES} == {0, 1, 2, 3, 4, 124, 130, 141}
+    assert {code for code, _ in failures.EXIT_CODES} == {0, 1, 2, 3, 4, 5, 124, 130, 141}
 
 
 # -- colour ----------------------------------------------------------------------------------------------------------

@@ -115,17 +115,70 @@ def _gutters(before: list[list[str]], held: Sequence[Sequence[str]]) -> tuple[li
     return firsts, belows
 
 
+def _plain(text: str) -> str:
+    """A value without the dress of enumerations: <Place.FREE: 0> is FREE."""
+    return re.sub(r"<\w+\.(\w+): [^<>]*>", r"\1", text)
+
+
+def _apart(before: str, after: str) -> tuple[str, str]:
+    """Two long values, begun where they come apart."""
+    if max(len(before), len(after)) > _VALUE:
+        words, others = (re.split(r"(?<=[\s,(])", value) for value in (before, after))
+        same = 0
+        while same < min(len(words), len(others)) and words[same] == others[same]:
+            same += 1
+        if same:
+            before, after = ("…" + "".join(value[same:]) for value in (words, others))
+    return _cut(before, _VALUE), _cut(after, _VALUE)
+
+
 def _change(change: Mapping[str, Any]) -> str:
-    return f"{change['name']} {_cut(change['before'], _VALUE)} -> {_cut(change['after'], _VALUE)}"
+    before, after = _apart(_plain(change["before"]), _plain(change["after"]))
+    return f"{change['name']} {before} -> {after}"
 
 
 def _step_words(step: Mapping[str, Any]) -> tuple[str, str]:
     """A step's operation, and what it changed; for plain words of memory the change says both."""
     changes = step["changes"]
     extra = ", ".join(map(_change, changes))
-    if len(changes) == 1 and re.match(rf"(write|add)\({re.escape(changes[0]['name'])}\b", step["operation"]):
+    plain = len(changes) == 1 and re.fullmatch(r"-?\d+", changes[0]["after"])
+    if plain and re.match(rf"(write|add)\({re.escape(changes[0]['name'])}\b", step["operation"]):
         return extra, ""
     return step["operation"], extra
+
+
+def _seen(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The schedule without actors that did nothing and do not matter, such as an idle host."""
+    schedule = result["schedule"]
+    own = [
+        index
+        for index in range(len(schedule["actors"]))
+        if any(step["actor"] == index for step in schedule["steps"])
+        or any(_stuck(result, end) for end in schedule["ends"] if end["actor"] == index)
+    ] or list(range(len(schedule["actors"])))
+    number = {index: at for at, index in enumerate(own)} | {None: None}
+    return {
+        **schedule,
+        "actors": [schedule["actors"][index] for index in own],
+        "steps": [
+            {**step, "actor": number[step["actor"]], "held": [step["held"][index] for index in own]}
+            for step in schedule["steps"]
+        ],
+        "ends": [
+            {**end, "actor": number[end["actor"]], "stuck": _stuck(result, end)}
+            for end in schedule["ends"]
+            if end["actor"] in number
+        ],
+    }
+
+
+def _stuck(result: Mapping[str, Any], end: Mapping[str, Any]) -> bool:
+    """Whether an actor waits for ever or has died; one that has nothing to do waits, too, and may."""
+    fate = end["fate"]
+    name = result["schedule"]["actors"][end["actor"]]["name"]
+    if fate == "waits":
+        return re.search(rf"\b{re.escape(name)} waits\b", result["what"]) is not None
+    return fate not in {"finished", "can go on"}
 
 
 def _rows(schedule: Mapping[str, Any]) -> list[_Row]:
@@ -150,7 +203,7 @@ def _rows(schedule: Mapping[str, Any]) -> list[_Row]:
         return rows
     for end in schedule["ends"]:
         fate = end["fate"]
-        if fate in {"finished", "can go on"}:
+        if not end["stuck"]:
             continue
         text, extra = (end["wants"], fate) if end["wants"] else (fate, "")
         rows.append(_Row("X", end["actor"], text, extra, end["place"], below, below, bad=True))
@@ -347,15 +400,18 @@ def _summary(schedule: Mapping[str, Any]) -> str:
         if end["holds"]:
             parts.append(f"holds {_and(end['holds'])}")
         lock = re.fullmatch(r"lock\((.+)\)", end["wants"])
+        if not end["stuck"] and not end["holds"]:
+            continue
         if end["fate"] == "finished":
             parts.append("has finished")
         elif end["fate"] == "can go on":
             parts.append("can go on")
         elif not end["wants"]:
-            parts.append(end["fate"])
+            pass  # dead: what it died of stands in its column, and is the verdict
         else:
             parts.append(f"wants {lock[1]}" if lock else f"waits in {end['wants']}")
-        sentences.append(f"{name} {', '.join(parts)}")
+        if parts:
+            sentences.append(f"{name} {', '.join(parts)}")
     return ";  ".join(sentences)
 
 
@@ -384,7 +440,7 @@ class _Joined:
 
 def _bug(result: Mapping[str, Any]) -> RenderableType:
     """A bug: its heading, its timeline, and in words what it has come to."""
-    schedule = result["schedule"]
+    schedule = None if result["schedule"] is None else _seen(result)
     name = _KINDS[result["kind"]][1]
     heading = [Text.assemble((name, _BAD), f"  {_design(result)} / ", (result["scenario"], "bold"))]
     if schedule is not None:
@@ -394,7 +450,9 @@ def _bug(result: Mapping[str, Any]) -> RenderableType:
         heading.append(Text(f"replay string {result['replay']}"))
     parts: list[RenderableType] = ["", _Joined(heading)]
     if schedule is not None:
-        parts += [_Timeline(schedule), Text(f" {_summary(schedule)}")]
+        parts.append(_Timeline(schedule))
+        if summary := _summary(schedule):
+            parts.append(Text(f" {summary}"))
     last = Text.assemble((f" *** {name} *** ", _BAD), result["what"])
     return Group(*parts, last)
 
@@ -515,7 +573,7 @@ def render_matrix(document: Mapping[str, Any]) -> RenderableType:
 
 def render_scenarios(document: Mapping[str, Any]) -> RenderableType:
     """A row a scenario."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("scenario", no_wrap=True)
     table.add_column("actors", no_wrap=True)
     table.add_column("what happens", overflow="fold")
