@@ -83,6 +83,7 @@ COMMANDS: dict[str, Entry] = {
     "exit": Entry(_SESSION, "scripting", "Leave the session.", "exit_command", session_only=True),
     "bench": Entry(_TOOL, "bench", "Measure, as ratios to what cannot be cheaper."),
     "explore": Entry(_TOOL, "explore", "Look at every interleaving of a locking design: proof or bug."),
+    "replay": Entry(_TOOL, "replay", "Show a schedule that explore found, from its string."),
     "designs": Entry(_TOOL, "designs", "List the locking designs, or explain one."),
     "info": Entry(_TOOL, "info", "Show versions, paths, and where each setting comes from."),
     "completion": Entry(_TOOL, "completion", "Print the completion script of a shell."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -250,3 +251,54 @@ def test_completion(call: Callable[..., Ran]) -> None:
         "COMP_CWORD": "4",
     }
     assert "oom-while-filling" in call(env=env).stdout
+
+
+# ---- with the real explorer -------------------------------------------------
+
+
+MINE = """
+from balloonvq.driver.designs.coarse import Coarse
+
+
+class Mine(Coarse):
+    '''Coarse by another name.'''
+"""
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_bug_that_is_found_is_replayed(own: bool, call: Callable[..., Ran], home: Path) -> None:
+    (home / "mine.py").write_text(MINE)
+    design = "mine.py:Mine" if own else "coarse"
+    found = call("explore", design, "--scenario", "oom-while-filling", "--json")
+    assert found.exit_code == 3
+    (bug,) = json.loads(found.stdout)["results"]
+    assert bug["kind"] == "deadlock"
+    again = call("replay", bug["replay"], *(["--design", design] if own else []), "--json")
+    assert again.exit_code == 0
+    replayed = json.loads(again.stdout)
+    assert replayed["schema"] == "balloonctl/replay/1"
+    assert {name: replayed[name] for name in ("design", "options", "scenario", "replay")} == {
+        name: bug[name] for name in ("design", "options", "scenario", "replay")
+    }
+    assert {name: bug["schedule"][name] for name in replayed["schedule"]} == replayed["schedule"]
+    shown = call("replay", bug["replay"], *(["--design", design] if own else []))
+    assert "X " in shown.stdout
+    assert "W holds balloon_lock, wants fs_lock" in shown.stdout
+    if own:
+        lost = call("replay", bug["replay"])
+        assert lost.exit_code == 2
+        assert "hint: give --design path/to/file.py:ClassName" in lost.stderr
+
+
+def test_a_replay_string_with_a_typing_error(call: Callable[..., Ran]) -> None:
+    result = call("replay", "bx1.ne6d.00m40r5.zrtz")
+    assert result.exit_code == 2
+    assert "typing error" in result.stderr
+    assert "begins with bx1" in call("replay", "bx9.ne6d.00m40r5.zrtz").stderr
+
+
+def test_the_real_scenarios_are_listed_and_limits_hold(call: Callable[..., Ran]) -> None:
+    assert "oom-while-filling" in call("explore", "modern", "--list").stdout
+    result = call("explore", "modern", "--scenario", "oom-while-filling", "--max-states", "10")
+    assert result.exit_code == 5
+    assert "more than 10 states" in result.stdout

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from balloonvq.explore.timeline import Timeline
     from balloonvq.explore.verdict import Schedule
 
-__all__ = ["explore"]
+__all__ = ["explore", "timeline_members"]
 
 _BUG, _INCOMPLETE = 3, 5
 
@@ -54,6 +54,13 @@ def _schedule(schedule: Schedule, timeline: Timeline) -> dict[str, Any]:
         "length": len(schedule),
         "preemptions": schedule.preemptions,
         "minimal": bool(schedule.minimal),
+        **timeline_members(timeline),
+    }
+
+
+def timeline_members(timeline: Timeline) -> dict[str, Any]:
+    """A timeline as JSON."""
+    return {
         "loop": timeline.loop,
         "actors": [{"name": name, "role": role} for name, role in timeline.actors],
         "steps": [

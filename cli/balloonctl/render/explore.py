@@ -21,7 +21,7 @@ from rich.text import Text
 
 from balloonctl.render.units import count, duration
 
-__all__ = ["render_explore", "render_matrix", "render_scenarios"]
+__all__ = ["render_explore", "render_matrix", "render_replay", "render_scenarios"]
 
 _BAD = "bold red"
 _COLOURS = ("cyan", "magenta", "green", "blue")
@@ -438,6 +438,12 @@ class _Joined:
         yield line
 
 
+def _drawn(schedule: Mapping[str, Any]) -> list[RenderableType]:
+    """The timeline, and in words what it has come to."""
+    summary = _summary(schedule)
+    return [_Timeline(schedule), *([Text(f" {summary}")] if summary else [])]
+
+
 def _bug(result: Mapping[str, Any]) -> RenderableType:
     """A bug: its heading, its timeline, and in words what it has come to."""
     schedule = None if result["schedule"] is None else _seen(result)
@@ -447,12 +453,11 @@ def _bug(result: Mapping[str, Any]) -> RenderableType:
         heading.append(Text(_length(schedule)))
     heading.append(Text(_plural(result["states"], "state")))
     if result["replay"]:
-        heading.append(Text(f"replay string {result['replay']}"))
+        own = f" --design {result['design']}" if ":" in result["design"] else ""
+        heading.append(Text(f"balloonctl replay {result['replay']}{own}"))
     parts: list[RenderableType] = ["", _Joined(heading)]
     if schedule is not None:
-        parts.append(_Timeline(schedule))
-        if summary := _summary(schedule):
-            parts.append(Text(f" {summary}"))
+        parts += _drawn(schedule)
     last = Text.assemble((f" *** {name} *** ", _BAD), result["what"])
     return Group(*parts, last)
 
@@ -509,6 +514,17 @@ def render_explore(document: Mapping[str, Any]) -> RenderableType:
     if results:
         parts += ["", _totals(results, document["seconds"])]
     return Group(*parts)
+
+
+def render_replay(document: Mapping[str, Any]) -> RenderableType:
+    """One schedule again, without a verdict."""
+    schedule = _seen(document)
+    heading = [
+        Text.assemble(("REPLAY", "bold"), f"  {_design(document)} / ", (document["scenario"], "bold")),
+        Text(_plural(schedule["length"], "step")),
+        Text(document["replay"]),
+    ]
+    return Group(_Joined(heading), *_drawn(schedule))
 
 
 def _matrix_cell(result: Mapping[str, Any] | None) -> Text:

@@ -1,0 +1,113 @@
+"""replay: a schedule that the explorer found, once more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from balloonctl.command import command
+from balloonctl.commands.explore import timeline_members
+from balloonctl.commands.machines import complete_design
+from balloonctl.context import App, pass_app
+from balloonvq.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from balloonvq.explore.world import Program
+    from balloonvq.runtime.controlled import Execution
+
+__all__ = ["replay"]
+
+
+class _Known(NamedTuple):
+    """A program that a string may mean."""
+
+    design: str
+    options: dict[str, str]
+    changed: dict[str, str]
+    """Those of the options that are not as by default."""
+    scenario: str
+    program: Program
+
+
+def _known(names: list[str]) -> Iterator[_Known]:
+    """Each design with all its options in each of its scenarios."""
+    from balloonvq.driver.designs import find
+    from balloonvq.explore.scenarios import program, scenarios_for
+
+    for name in names:
+        design = find(name)
+        for values in product(*design.options.values()):
+            options = dict(zip(design.options, values, strict=True))
+            changed = {
+                option: value for option, value in options.items() if value != design.options[option][0]
+            }
+            for scenario in scenarios_for(design):
+                yield _Known(name, options, changed, scenario.name, program(design, scenario, options))
+
+
+def _waiting(execution: Execution) -> str:
+    """Who waits for ever, in words; an actor that has nothing to do does not."""
+    return ", ".join(
+        f"{actor.name} waits in {actor.pending!r}"
+        for actor in execution.actors
+        if not actor.finished
+        and actor.pending is not None
+        and actor.pending.blocks
+        and not actor.pending.idle
+    )
+
+
+@command("replay")
+@click.argument("string")
+@click.option(
+    "--design",
+    metavar="DESIGN",
+    shell_complete=complete_design,
+    help="Of a design of your own: path/to/file.py:ClassName.",
+)
+@pass_app
+def replay(app: App, /, string: str, design: str | None) -> int:
+    """Execute the schedule that STRING stands for, and show its timeline.
+
+    `balloonctl explore` prints such a string with each bug. It counts steps, so it outlives changes of line numbers and
+    of private code; where the design's steps have changed, this says so, and exits with 1.
+    """
+    from balloonctl.render.explore import render_replay
+    from balloonvq.driver.designs import DESIGNS
+    from balloonvq.explore import replay as library
+    from balloonvq.explore.timeline import timeline
+
+    seen: list[_Known] = []
+
+    def programs() -> Iterator[Program]:
+        for known in _known([design] if design else list(DESIGNS)):
+            seen.append(known)
+            yield known.program
+
+    try:
+        meant = library.decode(string, programs())[0]
+    except InvalidArgument as error:
+        error.hint = error.hint or (
+            "balloonctl explore DESIGN finds its bugs again"
+            if design or not seen
+            else "give --design path/to/file.py:ClassName if the design is your own"
+        )
+        raise
+    known = next(one for one in seen if one.program is meant)
+    execution = library.replay(string, [meant])
+    decisions = execution.decisions
+    document: dict[str, Any] = {
+        "schema": "balloonctl/replay/1",
+        "design": known.design,
+        "set": known.changed,
+        "options": known.options,
+        "scenario": known.scenario,
+        "what": _waiting(execution),
+        "schedule": {"length": len(decisions), **timeline_members(timeline(meant, decisions))},
+        "replay": string.strip(),
+    }
+    app.emit(document, render_replay)
+    return 0
