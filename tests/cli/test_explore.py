@@ -107,6 +107,9 @@ class Explorer:
         self.verdicts: dict[str, Callable[..., Result]] = {}
         self.calls: list[tuple[str, str, dict[str, str], Limits]] = []
 
+    def program(self, design: Any, scenario: Scenario, options: Mapping[str, str]) -> None:
+        """Refuses nothing."""
+
     def run(
         self,
         design: Any,
@@ -130,6 +133,7 @@ def explorer(monkeypatch: pytest.MonkeyPatch) -> Explorer:
         lambda design: (CALM, OOM) if design.name == "coarse" else (CALM, OOM, CROWD),
     )
     monkeypatch.setattr(library, "run", explorer.run)
+    monkeypatch.setattr(library, "program", explorer.program)
     return explorer
 
 
@@ -295,6 +299,13 @@ def test_a_replay_string_with_a_typing_error(call: Callable[..., Ran]) -> None:
     assert result.exit_code == 2
     assert "typing error" in result.stderr
     assert "begins with bx1" in call("replay", "bx9.ne6d.00m40r5.zrtz").stderr
+
+
+def test_a_scenario_that_means_nothing_for_the_design_is_refused_at_once(call: Callable[..., Ran]) -> None:
+    result = call("explore", "modern", "--scenario", "oom-while-leaking", "--scenario", "shrinkers")
+    assert result.exit_code == 2
+    assert "shrinker" in result.stderr
+    assert result.stdout == ""
 
 
 def test_the_real_scenarios_are_listed_and_limits_hold(call: Callable[..., Ran]) -> None:

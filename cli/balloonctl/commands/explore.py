@@ -207,7 +207,7 @@ def explore(
     from balloonctl.render.explore import render_explore, render_matrix, render_scenarios
     from balloonvq.driver.designs import DESIGNS, choose_options
     from balloonvq.explore.product import Limits
-    from balloonvq.explore.scenarios import SCENARIOS, scenarios_for
+    from balloonvq.explore.scenarios import SCENARIOS, program, scenarios_for
 
     names = list(DESIGNS) if every else [design] if design else []
     found = [(name, _design(name)) for name in names]
@@ -224,6 +224,8 @@ def explore(
     for name, kind in found:
         fits = scenarios_for(kind)
         tasks += [(name, kind, one) for one in (chosen or fits) if one in fits or not every]
+    for _, kind, one in tasks:
+        program(kind, one, options)  # refuses what makes no sense before anything has taken time
     with exploring(app) as advance:
         results = list(_explored(tasks, options, Limits(max_states, max_seconds), advance))
     document = {
