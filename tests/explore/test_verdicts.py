@@ -250,3 +250,24 @@ def test_code_that_unwinds_after_the_end_touches_nothing() -> None:
     found = naive.findings(Program("unwinds", build))
     assert {end[0][-1] for end in found.ends} == {0}
     assert found.ends == product.findings(Program("unwinds", build)).ends
+
+
+def test_a_mutex_that_is_taken_again_and_again_is_handed_over() -> None:
+    def build(rt) -> None:
+        mutex, flag = rt.mutex("mutex"), rt.shared("flag")
+
+        def retries() -> None:
+            while True:
+                with mutex:
+                    if flag.value:
+                        return
+                rt.relax()
+
+        def sets() -> None:
+            with mutex:
+                flag.value = 1
+
+        rt.spawn("A", "", retries)
+        rt.spawn("B", "", sets)
+
+    assert product.explore(Program("handed over", build)).outcome is Outcome.PROVED

@@ -8,6 +8,9 @@ fair scheduler: nobody who could always go on is left out for ever.
 * An actor is treated *weakly* fairly: if it can go on in every state of the component, one of its
   steps must lie inside. A component that fails this contains no smaller one that
   passes (there too the actor can always go on and never does), so it is dropped as a whole.
+* A mutex is handed over, as Linux does since 4.10: who waits for one and could take it again and
+  again takes it in the end. So an actor that is at a lock which it could take in some state of the
+  component must move inside, or those states are taken out and the rest is searched again.
 * Time does not stand still because somebody spins: if the clock could tick in some state of
   the component, it ticks inside. Two spinners that are never at relax at the same moment do not
   get around that, so a smaller component without those states does not pass either.
@@ -98,6 +101,12 @@ class _Graph:
                         if len(component) > 1 or any(t == state for _, t in self.steps(state)):
                             yield component
 
+    def locks(self, state: int, actor: int) -> bool:
+        """Whether the actor is about to take a mutex; asked of one that never moves, so any state will do."""
+        product = self.search.product
+        operation = product.automata[actor].nodes[product.nodes(self.search.plain(state))[actor]].operation
+        return operation is not None and operation.kind == "lock"
+
     def fair(self, states: set[int]) -> Iterator[list[int]]:
         """The fair components."""
         for component in self.components(states):
@@ -112,7 +121,7 @@ class _Graph:
             if TICK[0] in owed:
                 continue
             if not self.search.one_cpu:
-                owed = set()
+                owed = {actor for actor in owed if self.locks(component[0], actor)}
             left_out = {state for state, actors in able.items() if actors & owed}
             if always - moved:
                 continue
