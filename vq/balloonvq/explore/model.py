@@ -31,7 +31,7 @@ from balloonvq.guest.pages import PFN_BYTES, Batch, PfnArray, Place
 from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES as DEPTH_BYTES
 from balloonvq.guest.tasks import TaskKilled, UserTask
 from balloonvq.queue import DriverQueue
-from balloonvq.runtime.controlled import BELOW, ControlledRuntime
+from balloonvq.runtime.controlled import BELOW, ControlledMutex, ControlledRuntime
 
 __all__ = ["STATISTICS", "Guest", "Page", "available", "counts"]
 
@@ -47,8 +47,9 @@ STATISTICS = frozenset({
 _DRIVERS = frozenset({Place.PRIVATE, Place.LISTED, Place.IN_FLIGHT})
 
 #: (places, balloon list from its head, pages that the host has, what an OOM call has seen so far)
-#: The last is None, or (the driver had pages all the time, another task has released some).
-PagesValue = tuple[tuple[Place, ...], tuple[int, ...], frozenset[int], tuple[bool, bool] | None]
+#: The last is None, or (the driver had pages all the time, the call waits for locks, another task
+#: has released some since then).
+PagesValue = tuple[tuple[Place, ...], tuple[int, ...], frozenset[int], tuple[bool, bool, bool] | None]
 
 
 class Page(Batch):
@@ -82,8 +83,8 @@ def _seen(value: PagesValue) -> PagesValue:
     places, listed, host, oom = value
     if oom is None:
         return value
-    always, released = oom
-    return places, listed, host, ((always and available(value)) or released, released)
+    always, waits, released = oom
+    return places, listed, host, (always and available(value), waits, released)
 
 
 def _require(value: PagesValue, pfn: int, place: Place, doing: str) -> None:
@@ -111,7 +112,7 @@ def _free(value: PagesValue, pfn: int, place: Place) -> tuple[PagesValue, None]:
         raise KernelBug("a page was freed before the host gave it back", why=f"page {pfn}")
     places, listed, host, oom = _put(value, pfn, Place.FREE)
     if oom is not None and place is Place.IN_FLIGHT:
-        oom = (oom[0], True)
+        oom = (oom[0], oom[1], oom[1])
     return _seen((places, listed, host, oom)), None
 
 
@@ -174,8 +175,18 @@ def _deflate(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None
     return (places, listed, host - {*pfns}, oom), None
 
 
+def _deflate_any(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None]:
+    places, listed, host, oom = value
+    return (places, listed, host - {*pfns}, oom), None
+
+
 def _oom_begins(value: PagesValue) -> tuple[PagesValue, None]:
-    return (*value[:3], (available(value), False)), None
+    return (*value[:3], (available(value), False, False)), None
+
+
+def _oom_waits(value: PagesValue) -> tuple[PagesValue, None]:
+    oom = value[3]
+    return value if oom is None else (*value[:3], (oom[0], True, oom[2])), None
 
 
 def _oom_ends(value: PagesValue) -> tuple[PagesValue, str]:
@@ -183,7 +194,7 @@ def _oom_ends(value: PagesValue) -> tuple[PagesValue, str]:
     places, _, _, oom = value
     assert oom is not None
     grade = ""
-    if oom[1]:
+    if oom[2]:
         grade = "freed by another"
     elif oom[0]:
         grade = "listed" if Place.LISTED in places else "in hand" if Place.PRIVATE in places else "in flight"
@@ -213,7 +224,9 @@ class Pages(Atom):
                     "replace": _replace,
                     "inflate": _inflate,
                     "deflate": _deflate,
+                    "deflate_any": _deflate_any,
                     "oom_begins": _oom_begins,
+                    "oom_waits": _oom_waits,
                     "oom_ends": _oom_ends,
                 },
             )
@@ -452,17 +465,20 @@ class ModelKernel(Kernel, Atom):
     ) -> None:
         super().__init__(runtime, cast("Any", None), cast("Any", pages), 0)
         self.name = "kernel"
+        self.world_runtime = runtime
         self.notifiers = cast("Any", Chain(runtime, "oom notifiers", removable=removable))
         self.shrinkers = cast("Any", Chain(runtime, "shrinkers", removable=removable))
         #: By name; a descriptor points at one.
         self.arrays: dict[str, Array] = {}
+        #: Tasks in an OOM call that is graded and has not taken a lock yet.
+        self.first_lock: set[str] = set()
         self._rounds = rounds
         self._grades = grades
         self._model = pages
 
     def pfn_array(self, name: str) -> PfnArray:
         """An array that is an object of the world."""
-        array = Array(cast("ControlledRuntime", self.runtime), name)
+        array = Array(self.world_runtime, name)
         self.arrays[array.name] = array
         return cast("PfnArray", array)
 
@@ -475,11 +491,14 @@ class ModelKernel(Kernel, Atom):
         """The steps of `Kernel.out_of_memory`; the one that is killed is always the caller."""
         del task
         watched = self._model.object if self._grades else None
+        name = self.runtime.this_task().name
         if watched is not None:
             watched.apply("oom_begins")
+            self.first_lock.add(name)
         with self.stacks.frame(DEPTH_BYTES, "the way to the OOM notifier"):
             freed = self.notifiers.call()
         if watched is not None:
+            self.first_lock.discard(name)
             grade = watched.apply("oom_ends")
             if not freed and grade in self._grades:
                 raise KernelBug(f"OOM came back with nothing, and pages were {grade}")
@@ -492,9 +511,47 @@ class ModelKernel(Kernel, Atom):
             if wait.fruitless >= self._rounds:
                 raise AllocationStuck
 
+    def waits(self) -> None:
+        """Called before a lock of the design is taken."""
+        if self.first_lock:
+            name = self.runtime.this_task().name
+            if name in self.first_lock:
+                self.first_lock.discard(name)
+                self._model.object.apply("oom_waits")
+
     def reclaim_all(self) -> None:
         """What kswapd does."""
         self._shrink()
+
+
+class OomMutex(ControlledMutex):
+    """A design's mutex: from the first one on that an OOM call takes, it can be said to wait."""
+
+    __slots__ = ("kernel",)
+
+    kernel: ModelKernel
+
+    def lock(self) -> None:
+        self.kernel.waits()
+        super().lock()
+
+    __enter__ = lock
+
+
+class DesignRuntime(Atom):
+    """The runtime that a design sees: its mutexes tell when an OOM call waits."""
+
+    def __init__(self, runtime: ControlledRuntime, kernel: ModelKernel) -> None:
+        self._runtime = runtime
+        self._kernel = kernel
+
+    def mutex(self, name: str) -> OomMutex:
+        made = OomMutex(self._runtime, self._runtime.mutex(name).spec)
+        made.kernel = self._kernel
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
 
 
 class ModelBalloon(Balloon):
@@ -506,7 +563,7 @@ class ModelBalloon(Balloon):
 
     def page_list(self, name: str) -> PageList:
         """A list of private pages."""
-        return cast("PageList", Hand(cast("ControlledRuntime", self.runtime), name))
+        return cast("PageList", Hand(cast("ModelKernel", self.kernel).world_runtime, name))
 
     def reserve_stack_arrays(self, count: int) -> None:
         """There is one a stack."""
@@ -535,6 +592,7 @@ class Guest:
         free, listed: pages at the start.
         target: pages that the host wants.
         removable, rounds, grades: as in `ModelKernel`.
+        lenient: the host does not mind when it is given back what it has not got.
     """
 
     def __init__(
@@ -550,15 +608,17 @@ class Guest:
         removable: bool,
         rounds: int,
         grades: frozenset[str],
+        lenient: bool,
     ) -> None:
         self.runtime = runtime
+        self._lenient = lenient
         self.target = target
         self.pages = Pages(runtime, free, listed)
         self.kernel = ModelKernel(runtime, self.pages, removable=removable, rounds=rounds, grades=grades)
         self.inflate_vq = Queue(runtime, "inflate queue", 1)
         self.deflate_vq = Queue(runtime, "deflate queue", 2)
         self.vb = ModelBalloon(
-            runtime,
+            DesignRuntime(runtime, self.kernel),
             self.kernel,
             inflate_vq=cast("DriverQueue", self.inflate_vq),
             deflate_vq=cast("DriverQueue", self.deflate_vq),
@@ -614,7 +674,7 @@ class Guest:
 
     def host_deflates(self) -> None:
         """A turn of the actor HD."""
-        self._host(self.deflate_vq, "deflate")
+        self._host(self.deflate_vq, "deflate_any" if self._lenient else "deflate")
 
     def _host(self, queue: Queue, act: str) -> None:
         """Pop, read the array, act, use, interrupt."""

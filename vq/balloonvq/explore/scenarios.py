@@ -45,7 +45,7 @@ ACTORS = {
     "R": "teardown",
 }
 
-_FLAGS = frozenset({"nofs"})
+_FLAGS = frozenset({"nofs", "lenient"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ class Scenario:
     target: int = 0
     """Pages that the host wants in it."""
     flags: frozenset[str] = frozenset()
-    """nofs: OOM callers hold the filesystem lock, and may not enter the filesystem nor kill."""
+    """nofs: OOM callers hold the filesystem lock, and may not enter the filesystem nor kill.
+    lenient: a host that ignores a page which it has not got, so that one sees what comes of it."""
     checks: frozenset[str] = frozenset({"count"})
     """count, actual: what must fit at rest. listed, in hand, in flight, freed by another, isolated: where pages may
     not be when OOM comes back with nothing."""
@@ -181,6 +182,15 @@ SCENARIOS: dict[str, Scenario] = _shipped(
     ),
     Scenario("fill-user", "the worker inflates beside a program", ("W", "U"), free=2, target=1),
     Scenario(
+        "data-while-filling",
+        "what a program keeps in its page, while the worker inflates and a host is lenient",
+        ("W", "O"),
+        free=1,
+        listed=1,
+        target=2,
+        flags=frozenset({"lenient"}),
+    ),
+    Scenario(
         "actual-while-filling",
         "what the host reads at rest, after inflation beside OOM",
         ("W", "O"),
@@ -218,7 +228,6 @@ SCENARIOS: dict[str, Scenario] = _shipped(
         "empty-handed-compaction",
         "OOM gets something while compaction holds a page",
         ("C", "O"),
-        free=1,
         listed=1,
         target=1,
         checks=frozenset({"isolated"}),
@@ -376,6 +385,7 @@ def program(design: type[Design], scenario: Scenario, options: Mapping[str, str]
             removable="R" in scenario.actors,
             rounds=scenario.rounds,
             grades=scenario.checks & GRADES,
+            lenient="lenient" in scenario.flags,
         )
         for actor in scenario.actors:
             runtime.spawn(actor, ACTORS[actor], _BODIES[actor](guest, scenario))

@@ -1,0 +1,180 @@
+"""The shipped designs in the shipped scenarios: each verdict is one of the engine's, with its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from balloonvq.driver.designs import DESIGNS, Design, find
+from balloonvq.errors import InvalidArgument
+from balloonvq.explore import naive
+from balloonvq.explore import replay as strings
+from balloonvq.explore.product import Limits
+from balloonvq.explore.scenarios import SCENARIOS, Scenario, program, run, scenarios_for
+from balloonvq.explore.verdict import Kind, Outcome
+from balloonvq.guest.pages import Batch
+
+
+def bug(design: str, scenario: str, **options: str):
+    result = run(find(design), SCENARIOS[scenario], options=options)
+    assert result.verdict.outcome is Outcome.BUG
+    return result, result.verdict.bug
+
+
+def test_coarse_deadlocks_between_the_worker_and_a_nofs_allocation() -> None:
+    result, found = bug("coarse", "oom-while-filling")
+    assert found.kind is Kind.DEADLOCK
+    assert found.shortest.minimal
+    worker, caller = result.timeline.ends[:2]
+    assert worker.holds == ("balloon_lock",)
+    assert worker.wants == "lock(fs_lock)"
+    assert worker.fate == "waits for O"
+    assert {*caller.holds} == {"fs_lock", "oom_lock"}
+    assert caller.wants == "lock(balloon_lock)"
+    assert caller.fate == "waits for W"
+    assert caller.place.startswith("coarse.py:")
+
+
+def test_a_replay_string_leads_to_the_same_deadlock() -> None:
+    result, _ = bug("coarse", "oom-while-filling")
+    execution = strings.replay(result.replay, [program(find("coarse"), SCENARIOS["oom-while-filling"])])
+    assert [actor.name for actor in execution.stuck] == ["W", "O"]
+
+
+@pytest.mark.parametrize("design", ["upstream", "modern"])
+def test_upstream_trades_the_deadlock_for_a_page_that_nobody_reaches(design: str) -> None:
+    # Livelocks are judged after a complete search: there is no deadlock.
+    result, found = bug(design, "oom-while-filling")
+    assert found.kind is Kind.LIVELOCK
+    worker = result.timeline.ends[0]
+    assert worker.wants == "lock(fs_lock)"
+    assert worker.holds == ()
+    assert run(find(design), SCENARIOS["oom-while-filling-kernel"]).verdict.outcome is Outcome.PROVED
+
+
+#: Compaction's isolated page is out of anybody's reach, and is so in every design.
+OUT_OF_REACH = "empty-handed-compaction"
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if "shrinker" not in name])
+def test_reference_is_proven(scenario: str) -> None:
+    result = run(find("reference"), SCENARIOS[scenario])
+    if scenario == OUT_OF_REACH:
+        assert "isolated" in result.verdict.bug.what
+    else:
+        assert result.verdict.outcome is Outcome.PROVED, result.verdict.bug
+        assert result.verdict.checked > 0
+
+
+def test_split_gives_back_a_page_before_the_host_has_it() -> None:
+    _, found = bug("split", "oom-while-filling-kernel")
+    assert "the host has not got yet" in found.what
+
+
+def test_split_loses_data() -> None:
+    _, found = bug("split", "data-while-filling")
+    assert "lost data" in found.what
+    late = run(find("split"), SCENARIOS["data-while-filling"], options={"insert": "late"})
+    assert late.verdict.outcome is Outcome.PROVED
+
+
+@pytest.mark.parametrize("insert", ["early", "late"])
+def test_two_leakers_of_split_meet_bug(insert: str) -> None:
+    _, found = bug("split", "oom-while-leaking", insert=insert)
+    assert "BUG()" in found.what
+
+
+def test_counting_before_the_insert_meets_bug() -> None:
+    _, found = bug("split", "oom-while-filling-kernel", insert="late", count="before")
+    assert "BUG()" in found.what
+
+
+def test_the_deflating_flag_does_not_help() -> None:
+    _, found = bug("split-deflating", "oom-while-leaking")
+    assert "BUG()" in found.what
+
+
+@pytest.mark.parametrize("design", ["coarse", "upstream", "modern"])
+def test_publishing_outside_of_the_lock_leaves_actual_stale(design: str) -> None:
+    _, found = bug(design, "actual-while-leaking")
+    assert (found.kind, found.what) == (Kind.AT_REST, "actual is stale")
+
+
+def test_oom_of_upstream_does_not_reach_the_hand() -> None:
+    _, found = bug("upstream", "empty-handed-filling")
+    assert "in hand" in found.what
+
+
+def test_oom_of_modern_kills_although_another_leaker_has_freed_a_page() -> None:
+    _, found = bug("modern", "empty-handed-leaking")
+    assert "freed by another" in found.what
+
+
+def test_a_scenario_of_ones_own_names_its_bounds() -> None:
+    mine = Scenario("mine", "fill beside compaction", ("W", "C"), free=1, listed=1, target=2, turns=1)
+    result = run(find("modern"), mine)
+    assert result.verdict.outcome is Outcome.PROVED
+    assert result.bounds == (
+        "2 actors and two host queues",
+        "2 pages",
+        "batches of 1",
+        "1 turns of the size worker",
+    )
+    assert result.replay is result.timeline is None
+
+
+def test_giving_up_is_no_proof() -> None:
+    result = run(find("modern"), SCENARIOS["compaction-while-filling"], limits=Limits(states=100))
+    assert result.verdict.outcome is Outcome.INCOMPLETE
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_teardown_alone_is_the_same_to_the_oracle(design: str) -> None:
+    explored = program(find(design), replace(SCENARIOS["teardown"], listed=1))
+    assert run(find(design), SCENARIOS["teardown"]).verdict.outcome is Outcome.PROVED
+    assert naive.explore(explored).outcome is Outcome.PROVED
+
+
+class NeverTells(Design):
+    """A design with a planted bug: frees without a word to the host."""
+
+    name = "never-tells"
+
+    def fill(self, n: int) -> int:
+        return 0
+
+    def leak(self, n: int) -> int:
+        pages = self.vb.dequeue(1)
+        self.vb.release([pages])
+        self.vb.num_pages.value -= 1
+        return 1
+
+    def migrate(self, new: Batch, old: Batch) -> bool:
+        return False
+
+
+def test_a_page_freed_without_telling_the_host_is_found() -> None:
+    found = run(NeverTells, SCENARIOS["teardown"]).verdict.bug
+    assert "freed before the host gave it back" in found.what
+
+
+def test_shrinkers_are_for_designs_that_have_one() -> None:
+    assert "shrinkers" not in {scenario.name for scenario in scenarios_for(find("modern"))}
+    assert "shrinkers" in {scenario.name for scenario in scenarios_for(find("shrinker"))}
+    with pytest.raises(InvalidArgument, match="no shrinker"):
+        run(find("modern"), SCENARIOS["shrinkers"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"actors": ("X",)},
+        {"flags": frozenset({"nofss"})},
+        {"checks": frozenset({"counts"})},
+        {"actors": ("W", "R")},
+    ],
+)
+def test_what_no_guest_can_be_is_refused(changes) -> None:
+    with pytest.raises(InvalidArgument, match="oom-while-filling"):
+        run(find("modern"), replace(SCENARIOS["oom-while-filling"], **changes))
