@@ -266,7 +266,7 @@ def _logging(verbose: int) -> None:
 )
 @click.pass_context
 def main(ctx: click.Context, /, commands: str | None, **options: Any) -> int:
-    r"""Drive, watch and test a virtio balloon.
+    """Drive, watch and test a virtio balloon.
 
     \b
     The balloon's size is target (asked for) and actual (reached);
@@ -277,7 +277,7 @@ def main(ctx: click.Context, /, commands: str | None, **options: Any) -> int:
       balloonctl status               see what it did, in bytes that the host got back
       balloonctl oom                  run the guest out of memory
       balloonctl -c 'inflate 64M; status'
-    """
+    """  # noqa: D301 - a real backspace is click's mark for lines that stay as they are
     configuration: config.Configuration = ctx.meta[CONFIGURATION]
     if configuration.error is not None:
         raise configuration.error

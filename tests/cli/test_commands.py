@@ -640,6 +640,16 @@ def test_every_command_has_help_and_its_line_in_the_list(call: Call, name: str) 
     assert COMMANDS[name].help[:20] in call("--help").stdout.replace("\n", " ")
 
 
+def test_help_keeps_its_layout(call: Call) -> None:
+    # A raw docstring made click print its mark "\\b" and run the lines together.
+    for name, entry in COMMANDS.items():
+        if not entry.session_only:
+            assert "\\b" not in call(name, "-h").stdout, name
+    assert "\\b" not in call("-h").stdout
+    assert "\n    balloonctl status               see what it did" in call("-h").stdout
+    assert "\n    expect oom_kills 0\n" in call("expect", "-h").stdout
+
+
 def test_help_shows_the_exit_codes(call: Call) -> None:
     text = call("--help").stdout
     for code, meaning in failures.EXIT_CODES:

@@ -13,13 +13,13 @@ __all__ = ["completion"]
 @command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> int:
-    r"""Print the completion script of a shell.
+    """Print the completion script of a shell.
 
     \b
       bash:  eval "$(balloonctl completion bash)"       in ~/.bashrc
       zsh:   eval "$(balloonctl completion zsh)"        in ~/.zshrc
       fish:  balloonctl completion fish | source        in config.fish
-    """
+    """  # noqa: D301 - a real backspace is click's mark for lines that stay as they are
     from click.shell_completion import get_completion_class
 
     from balloonctl.main import main

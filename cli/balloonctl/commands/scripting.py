@@ -134,7 +134,7 @@ def _wanted(text: str, name: str, value: Any, ram: int) -> Any:
 @click.argument("value", metavar="VALUE", nargs=-1, required=True)
 @pass_app
 def expect(app: App, /, figure: str, value: tuple[str, ...]) -> int:
-    r"""Compare a figure of the status; exit 1 and show both values if it differs.
+    """Compare a figure of the status; exit 1 and show both values if it differs.
 
     FIGURE is a member of `status --json` or a counter; _bytes may be left out, and guest_ too.
     VALUE is a size, a number or a word; before it may stand != < <= > >= (quoted on a shell's command line).
@@ -144,7 +144,7 @@ def expect(app: App, /, figure: str, value: tuple[str, ...]) -> int:
       expect oom_kills 0
       expect free '>=' 10%
       expect state running
-    """
+    """  # noqa: D301 - a real backspace is click's mark for lines that stay as they are
     match = re.fullmatch(r"(==|!=|<=|>=|<|>|)\s*(.*)", " ".join(value))
     assert match is not None
     sign, text = match.groups()
