@@ -45,7 +45,7 @@ _BETWEEN = 2
 #: Two actors have columns of their own in a terminal so wide, even if many steps take two lines.
 _USUAL = 80
 #: A value in `name 3 -> 4` that is longer is cut.
-_VALUE = 24
+_VALUE = 20
 
 
 def _plural(number: int, noun: str) -> str:
@@ -555,11 +555,9 @@ class _Matrix:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         headings = [design.replace("-", "-\n") for design in self.designs]
-        taken = sum(max(3, *map(len, heading.split("\n"))) + 2 for heading in headings)
+        taken = sum(max(3, *map(len, heading.split("\n"))) + 1 for heading in headings)
         room = max(12, options.max_width - taken - 2)
-        table = Table(
-            box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
-        )
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, header_style="bold")
         table.add_column("scenario", no_wrap=True, vertical="bottom")
         for heading in headings:
             table.add_column(heading, justify="center", no_wrap=True, vertical="bottom")
