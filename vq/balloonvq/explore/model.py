@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from balloonvq.driver import balloon as driver_balloon
 from balloonvq.driver.balloon import OUT_OF_PUFF_NS, PFNS_MAX, Balloon, PageList
@@ -27,7 +27,7 @@ from balloonvq.errors import KernelBug
 from balloonvq.explore.local_state import Atom
 from balloonvq.explore.world import SharedObject
 from balloonvq.guest.kernel import AllocationStuck, Kernel, OomWait
-from balloonvq.guest.pages import PFN_BYTES, Batch, PfnArray, Place
+from balloonvq.guest.pages import PFN_BYTES, Batch, PageCounts, PfnArray, Place
 from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES as DEPTH_BYTES
 from balloonvq.guest.tasks import TaskKilled, UserTask
 from balloonvq.queue import DriverQueue
@@ -46,10 +46,24 @@ STATISTICS = frozenset({
 #: Of the driver, and in reach of the OOM notifier or soon to be.
 _DRIVERS = frozenset({Place.PRIVATE, Place.LISTED, Place.IN_FLIGHT})
 
-#: (places, balloon list from its head, pages that the host has, what an OOM call has seen so far)
-#: The last is None, or (the driver had pages all the time, the call waits for locks, another task
-#: has released some since then).
-PagesValue = tuple[tuple[Place, ...], tuple[int, ...], frozenset[int], tuple[bool, bool, bool] | None]
+
+class PagesValue(NamedTuple):
+    """All pages at one moment."""
+
+    places: tuple[Place, ...]
+    listed: tuple[int, ...]
+    """The balloon list, from its head."""
+    host: frozenset[int]
+    """Pages that the host has."""
+    oom: tuple[bool, bool, bool] | None
+    """Of a graded OOM call: the driver had pages all the time, the call has come to a lock, another task has
+    released some since then."""
+
+    def __repr__(self) -> str:
+        return ", ".join(
+            f"{pfn} {place.name.lower()}{' (host)' if pfn in self.host else ''}"
+            for pfn, place in enumerate(self.places)
+        )
 
 
 class Page(Batch):
@@ -84,7 +98,7 @@ def _seen(value: PagesValue) -> PagesValue:
     if oom is None:
         return value
     always, waits, released = oom
-    return places, listed, host, (always and available(value), waits, released)
+    return PagesValue(places, listed, host, (always and available(value), waits, released))
 
 
 def _require(value: PagesValue, pfn: int, place: Place, doing: str) -> None:
@@ -96,30 +110,30 @@ def _require(value: PagesValue, pfn: int, place: Place, doing: str) -> None:
 
 def _put(value: PagesValue, pfn: int, to: Place) -> PagesValue:
     places, listed, host, oom = value
-    return (*places[:pfn], to, *places[pfn + 1 :]), listed, host, oom
+    return PagesValue((*places[:pfn], to, *places[pfn + 1 :]), listed, host, oom)
 
 
-def _take(value: PagesValue, to: Place) -> tuple[PagesValue, int | None]:
+def _take(value: PagesValue, to: str) -> tuple[PagesValue, int | None]:
     if Place.FREE not in value[0]:
         return value, None
     pfn = value[0].index(Place.FREE)
-    return _seen(_put(value, pfn, to)), pfn
+    return _seen(_put(value, pfn, Place[to])), pfn
 
 
-def _free(value: PagesValue, pfn: int, place: Place) -> tuple[PagesValue, None]:
-    _require(value, pfn, place, "freed")
+def _free(value: PagesValue, pfn: int, place: str) -> tuple[PagesValue, None]:
+    _require(value, pfn, Place[place], "freed")
     if pfn in value[2]:
         raise KernelBug("a page was freed before the host gave it back", why=f"page {pfn}")
     places, listed, host, oom = _put(value, pfn, Place.FREE)
-    if oom is not None and place is Place.IN_FLIGHT:
+    if oom is not None and place == Place.IN_FLIGHT.name:
         oom = (oom[0], oom[1], oom[1])
-    return _seen((places, listed, host, oom)), None
+    return _seen(PagesValue(places, listed, host, oom)), None
 
 
 def _insert(value: PagesValue, pfn: int) -> tuple[PagesValue, None]:
     _require(value, pfn, Place.PRIVATE, "listed")
     places, listed, host, oom = _put(value, pfn, Place.LISTED)
-    return _seen((places, (pfn, *listed), host, oom)), None
+    return _seen(PagesValue(places, (pfn, *listed), host, oom)), None
 
 
 def _dequeue(value: PagesValue) -> tuple[PagesValue, int | None]:
@@ -132,7 +146,7 @@ def _dequeue(value: PagesValue) -> tuple[PagesValue, int | None]:
             why="the balloon list is empty, no page is isolated, and the driver wanted one",
         )
     places = _put(value, listed[0], Place.IN_FLIGHT)[0]
-    return _seen((places, listed[1:], host, oom)), listed[0]
+    return _seen(PagesValue(places, listed[1:], host, oom)), listed[0]
 
 
 def _isolate(value: PagesValue) -> tuple[PagesValue, int | None]:
@@ -140,13 +154,13 @@ def _isolate(value: PagesValue) -> tuple[PagesValue, int | None]:
     if not listed:
         return value, None
     places = _put(value, listed[0], Place.ISOLATED)[0]
-    return _seen((places, listed[1:], host, oom)), listed[0]
+    return _seen(PagesValue(places, listed[1:], host, oom)), listed[0]
 
 
 def _putback(value: PagesValue, pfn: int) -> tuple[PagesValue, None]:
     _require(value, pfn, Place.ISOLATED, "put back")
     places, listed, host, oom = _put(value, pfn, Place.LISTED)
-    return _seen((places, (pfn, *listed), host, oom)), None
+    return _seen(PagesValue(places, (pfn, *listed), host, oom)), None
 
 
 def _replace(value: PagesValue, new: int, old: int) -> tuple[PagesValue, None]:
@@ -164,7 +178,7 @@ def _inflate(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None
             )
         if pfn in host:
             raise KernelBug("a page was inflated that the host has already", why=f"page {pfn}")
-    return (places, listed, host | {*pfns}, oom), None
+    return PagesValue(places, listed, host | {*pfns}, oom), None
 
 
 def _deflate(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None]:
@@ -172,21 +186,21 @@ def _deflate(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None
     for pfn in pfns:
         if pfn not in host:
             raise KernelBug("a page was deflated that the host has not got yet", why=f"page {pfn}")
-    return (places, listed, host - {*pfns}, oom), None
+    return PagesValue(places, listed, host - {*pfns}, oom), None
 
 
 def _deflate_any(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None]:
     places, listed, host, oom = value
-    return (places, listed, host - {*pfns}, oom), None
+    return PagesValue(places, listed, host - {*pfns}, oom), None
 
 
 def _oom_begins(value: PagesValue) -> tuple[PagesValue, None]:
-    return (*value[:3], (available(value), False, False)), None
+    return value._replace(oom=(available(value), False, False)), None
 
 
 def _oom_waits(value: PagesValue) -> tuple[PagesValue, None]:
     oom = value[3]
-    return value if oom is None else (*value[:3], (oom[0], True, oom[2])), None
+    return value if oom is None else value._replace(oom=(oom[0], True, oom[2])), None
 
 
 def _oom_ends(value: PagesValue) -> tuple[PagesValue, str]:
@@ -200,7 +214,7 @@ def _oom_ends(value: PagesValue) -> tuple[PagesValue, str]:
         grade = "listed" if Place.LISTED in places else "in hand" if Place.PRIVATE in places else "in flight"
     elif Place.ISOLATED in places:
         grade = "isolated"
-    return (*value[:3], None), grade
+    return value._replace(oom=None), grade
 
 
 class Pages(Atom):
@@ -208,13 +222,14 @@ class Pages(Atom):
 
     def __init__(self, runtime: ControlledRuntime, free: int, listed: int) -> None:
         places = (Place.LISTED,) * listed + (Place.FREE,) * free
-        start: PagesValue = (places, tuple(range(listed)), frozenset(range(listed)), None)
+        start = PagesValue(places, tuple(range(listed)), frozenset(range(listed)), None)
         self.name = "pages"
         self.object = runtime.shared_object(
             SharedObject(
                 "pages",
                 start,
                 {
+                    "count": lambda value: (value, tuple(map(value.places.count, Place))),
                     "take": _take,
                     "free": _free,
                     "insert": _insert,
@@ -229,16 +244,17 @@ class Pages(Atom):
                     "oom_waits": _oom_waits,
                     "oom_ends": _oom_ends,
                 },
+                reads=frozenset({"count"}),
             )
         )
 
     def take(self, count: int, to: Place) -> Page | None:
         del count
-        return self._page("take", to)
+        return self._page("take", to.name)
 
     def free(self, batch: Batch, place: Place) -> None:
         for pfn in batch:
-            self.object.apply("free", pfn, place)
+            self.object.apply("free", pfn, place.name)
 
     def list_insert(self, batch: Batch) -> None:
         for pfn in batch:
@@ -261,6 +277,10 @@ class Pages(Atom):
 
     def adjust_managed(self, pages: int) -> None:
         """Nobody looks."""
+
+    def counts(self) -> PageCounts:
+        numbers: tuple[int, int, int, int, int, int, int] = self.object.apply("count")
+        return PageCounts(*numbers, 0, 0)
 
     def _page(self, operation: str, *arguments: Any) -> Page | None:
         pfn = self.object.apply(operation, *arguments)
@@ -310,9 +330,20 @@ class Array(Atom):
         return len(self.read())
 
 
-#: (state, actor that added, array, its contents then); state is idle, added, popped, used, reset.
-_Request = tuple[str, int, str, tuple[int, ...]]
-_IDLE: _Request = ("idle", -1, "", ())
+class _Request(NamedTuple):
+    state: str
+    """idle, added, popped, used, reset"""
+    actor: int
+    """Who added it."""
+    array: str
+    pfns: tuple[int, ...]
+    """What was in the array then."""
+
+    def __repr__(self) -> str:
+        return f"{self.state} {list(self.pfns)}" if self.pfns else self.state
+
+
+_IDLE = _Request("idle", -1, "", ())
 
 
 def _add(value: _Request, actor: int, array: str, pfns: tuple[int, ...]) -> tuple[_Request, None]:
@@ -320,15 +351,15 @@ def _add(value: _Request, actor: int, array: str, pfns: tuple[int, ...]) -> tupl
         raise KernelBug("the host was told something after the reset")
     if value[0] != "idle":
         raise KernelBug("a second request on a queue", why=f"one of {value[2]} is {value[0]}")
-    return ("added", actor, array, pfns), None
+    return _Request("added", actor, array, pfns), None
 
 
 def _pop(value: _Request) -> tuple[_Request, tuple[str, tuple[int, ...]]] | None:
-    return (("popped", *value[1:]), value[2:]) if value[0] == "added" else None
+    return (value._replace(state="popped"), value[2:]) if value[0] == "added" else None
 
 
 def _use(value: _Request) -> tuple[_Request, None]:
-    return ("used", *value[1:]), None
+    return value._replace(state="used"), None
 
 
 def _get_buf(value: _Request, actor: int) -> tuple[_Request, bool]:
@@ -342,7 +373,7 @@ def _get_buf(value: _Request, actor: int) -> tuple[_Request, bool]:
 def _reset(value: _Request) -> tuple[_Request, None]:
     if value[0] != "idle":
         raise KernelBug("the device was reset with a request in flight")
-    return ("reset", -1, "", ()), None
+    return _IDLE._replace(state="reset"), None
 
 
 class Queue(Atom):
