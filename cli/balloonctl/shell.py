@@ -9,12 +9,14 @@ happens.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
+import click
 from click.shell_completion import CompletionItem, ShellComplete
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, ThreadedCompleter
@@ -26,6 +28,7 @@ from prompt_toolkit.patch_stdout import patch_stdout
 from balloonctl.context import Voice, colour_wanted
 from balloonctl.failures import Leave
 from balloonctl.main import main
+from balloonctl.output import as_json
 from balloonctl.peer import status_of
 from balloonctl.render.units import count, size
 from balloonctl.session import Session
@@ -151,7 +154,21 @@ class Shell:
             text = ", ".join(
                 f"{key} {value}" for key, value in data.items() if not isinstance(value, dict | list)
             )
-        self.voice.note(text or "announced", level=name)
+        if self.session.settings.quiet:
+            return
+        # In one piece, and on whatever stderr is now: while the prompt is shown that is prompt_toolkit's proxy,
+        # which prints whole lines above the prompt and draws it again below.
+        sys.stderr.write(self._line_of(name, text or "announced") + "\n")
+        sys.stderr.flush()
+
+    def _line_of(self, name: str, text: str) -> str:
+        """An announcement as it is printed, with its colours."""
+        if self.session.settings.output.is_json:
+            note = {"schema": "balloonctl/note/1", "level": name, "text": text}
+            return as_json(note, indent=False)
+        if not colour_wanted(self.session.settings.color, sys.stderr):
+            return f"{name}: {text}"
+        return f"{click.style(f'{name}:', fg='yellow')} {text}"
 
     def _history(self) -> History:
         """What was typed before; kept in memory only where the state directory cannot be written."""
@@ -168,8 +185,6 @@ class Shell:
 
     def run(self) -> int:
         """Reads and runs lines until Ctrl-D or `exit`."""
-        import sys
-
         prompt: PromptSession[str] = PromptSession(
             history=self._history(),
             completer=ThreadedCompleter(ShellCompleter(self.session)),

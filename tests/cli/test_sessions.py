@@ -7,14 +7,17 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cli_fakes import MIB, FakeMachine, World
 from click.testing import CliRunner, Result
 
+from balloonctl.context import Settings
 from balloonctl.main import main
 from balloonctl.session import split_line
+from balloonctl.shell import Shell
 from balloonvq.errors import InvalidArgument
 
 Call = Callable[..., Result]
@@ -331,7 +334,7 @@ def completions(text: str, machine: FakeMachine | None = None) -> dict[str, str]
     from prompt_toolkit.completion import CompleteEvent
     from prompt_toolkit.document import Document
 
-    from balloonctl.context import App, Settings
+    from balloonctl.context import App
     from balloonctl.session import Session
     from balloonctl.shell import ShellCompleter
 
@@ -364,3 +367,29 @@ def test_the_toolbar() -> None:
 def test_the_group_can_be_run_twice_in_a_process(world: World) -> None:
     runner = CliRunner()
     assert [runner.invoke(main, ["ps"]).exit_code for _ in range(2)] == [0, 0]
+
+
+def test_regression_an_event_does_not_garble_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It went past the proxy that prints above the prompt, in pieces: stderr had been bound before.
+    class Proxy(io.StringIO):
+        def __init__(self) -> None:
+            super().__init__()
+            self.writes: list[str] = []
+
+        def write(self, text: str) -> int:
+            self.writes.append(text)
+            return len(text)
+
+    shell = Shell(SimpleNamespace(settings=Settings(color="always"), connection=None))  # type: ignore[arg-type]
+    shell.voice.note("the console is bound")
+    proxy = Proxy()
+    monkeypatch.setattr("sys.stderr", proxy)
+    shell._announce("BALLOON_CHANGE", {"actual": 120 << 20}, {"ram_bytes": 128 << 20})
+    line = "balloon 8 MiB, 120 MiB left to the guest\n"
+    assert proxy.writes == [f"\x1b[33mBALLOON_CHANGE:\x1b[0m {line}"]
+    shell.session.settings = Settings(color="never")
+    shell._announce("BALLOON_CHANGE", {"actual": 120 << 20}, {"ram_bytes": 128 << 20})
+    assert proxy.writes[1:] == [f"BALLOON_CHANGE: {line}"]
+    shell.session.settings = Settings(quiet=True)
+    shell._announce("RESUME", {}, None)
+    assert len(proxy.writes) == 2
