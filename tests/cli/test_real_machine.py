@@ -197,7 +197,7 @@ def test_a_dead_socket_and_a_foreign_one(runtime_dir: Path) -> None:
 
 def test_a_machine_killed_in_mid_inflate_blocks_nothing(machine: Path) -> None:
     with QMP(machine) as qmp:
-        qmp.execute("x-fault", **{"ack-delay-ns": 20_000_000})
+        qmp.execute("x-fault", **{"ack-delay-ns": 300_000_000})
     pid = document("status")["pid"]
     waiter = subprocess.Popen(
         [*BALLOONCTL, "inflate", "32M"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -214,7 +214,7 @@ def test_a_machine_killed_in_mid_inflate_blocks_nothing(machine: Path) -> None:
 
 def test_ctrl_c_ends_the_waiting_and_not_the_machine(machine: Path) -> None:
     with QMP(machine) as qmp:
-        qmp.execute("x-fault", **{"ack-delay-ns": 20_000_000})
+        qmp.execute("x-fault", **{"ack-delay-ns": 300_000_000})
         waiter = subprocess.Popen(
             [*BALLOONCTL, "inflate", "32M"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -800,3 +800,31 @@ def test_regression_the_same_target_again_refills_a_balloon_that_oom_deflated() 
         assert machine.wait().reason == "deflated-by-oom"
         machine.set_target(2048)
         assert machine.wait().outcome == "reached"
+
+
+def test_regression_the_time_of_an_inflate_counts_from_the_target() -> None:
+    # Counted from the wait, an inflate that was over by then ran at hundreds of GiB/s.
+    with Machine.create(MachineConfig(ram_bytes=32 << 20, used_bytes=0)) as machine:
+        before = time.monotonic_ns()
+        machine.set_target(2048)
+        until(lambda: machine.actual_pages == 2048)
+        elapsed = machine.wait().elapsed_ns
+        assert 0 < elapsed <= time.monotonic_ns() - before
+        assert elapsed >= 8 * 1000  # eight requests take longer than a microsecond each
+
+
+def test_regression_compaction_ends_with_the_pages_that_there_are() -> None:
+    # It isolated the pages that it had just put on the list, for as long as it was asked to.
+    with Machine.create(MachineConfig(ram_bytes=32 << 20, used_bytes=0)) as machine:
+        machine.set_target(100)
+        machine.wait()
+        assert machine.compact(10**9).isolated == 100
+
+
+def test_a_killed_program_is_reported_with_what_it_had() -> None:
+    config = MachineConfig(ram_bytes=32 << 20, used_bytes=0, deflate_on_oom=False)
+    with Machine.create(config) as machine:
+        free = machine.pages.free_pages()
+        report = machine.oom()
+        assert report.outcome == "killed"
+        assert report.allocated_bytes == free * PAGE_SIZE

@@ -257,6 +257,7 @@ class WaitResult:
     returned_measured_bytes: int | None = None
     """As in `Status`, when the wait ended."""
     elapsed_ns: int
+    """From the setting of the target to the end of the wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +272,7 @@ class OomReport:
     requested_bytes: int
     """What the task wanted to allocate."""
     allocated_bytes: int
-    """What it got."""
+    """What it got, also what it lost again when it was killed."""
     rounds: int
     """Times its allocation ran into OOM."""
     balloon_pages: int

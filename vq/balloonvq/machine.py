@@ -179,6 +179,8 @@ class Machine:
         self._stats_interval = 0
         self._polling = False
         self._oom_lock = threading.Lock()
+        #: When the target was last set, by the runtime's clock; at first when the machine began.
+        self._target_set_ns = 0
         self._quit = threading.Event()
         with contextlib.ExitStack() as cleanup:
             self._build(config, design, cleanup, on_progress)
@@ -232,6 +234,7 @@ class Machine:
             queue_size=config.queue_size,
             design_options=config.design_options,
         )
+        self._target_set_ns = self.runtime.now_ns()
         self.device.start(cpu)
         with self.runtime.adopted("boot", "initialisation"):
             self._start_resident(config)
@@ -650,6 +653,7 @@ class Machine:
         Raises:
             InvalidArgument: if the guest has fewer.
         """
+        self._target_set_ns = self.runtime.now_ns()
         self.device.set_target(pages)
         self.driver.config_changed()
         self.driver.vb.settled.wake_all()
@@ -745,7 +749,7 @@ class Machine:
             actual_bytes=self.device.actual_pages * PAGE_SIZE,
             returned_acknowledged_bytes=self.device.counters().held_pages * PAGE_SIZE,
             returned_measured_bytes=self._returned_measured_bytes(),
-            elapsed_ns=runtime.now_ns() - started,
+            elapsed_ns=runtime.now_ns() - self._target_set_ns,
         )
 
     @contextlib.contextmanager
@@ -814,19 +818,19 @@ class Machine:
         else:
             pages = free + max(self.runtime.batch, held // 2)
         hog = MemoryHog(self.kernel, pages, gfp_fs=gfp_fs, while_filling=while_filling)
-        task = self.runtime.spawn("O", hog.role, hog.run)
+        self.runtime.spawn("O", hog.role, hog.run)
         previous = self.device.target_pages
         if while_filling:
             hog.progress.wait_until(lambda: hog.has_fs)
             # Everything: the worker fills until it finds no free page.
             self.set_target(self.memory.size_pages)
-        self._until_over(hog, task)
-        deadlock = None if task.finished else self._deadlock
+        self._until_over(hog)
+        deadlock = None if hog.over else self._deadlock
         if while_filling:
             self.set_target(previous)
         return self._oom_report(hog, deadlock)
 
-    def _until_over(self, hog: MemoryHog, task: ThreadTask) -> None:
+    def _until_over(self, hog: MemoryHog) -> None:
         """Until the program has ended, or it is clear that it never will.
 
         Raises:
@@ -834,11 +838,10 @@ class Machine:
         """
 
         def over() -> bool:
-            return task.finished or self._deadlock is not None or self._trouble is not None
+            return hog.over or self._deadlock is not None or self._trouble is not None
 
         while not over():
-            # The program's end wakes this queue a moment before its task is finished, and a deadlock
-            # elsewhere does not wake it: hence the limit.
+            # A deadlock or a crash elsewhere does not wake this queue: hence the limit.
             hog.progress.wait_until(over, OOM_LOOK_NS)
         if self._trouble is not None:
             raise self._trouble

@@ -126,6 +126,8 @@ class VhostMachine:
         self._stopping = False
         self._stats_interval = 0
         self._last_end = ""
+        #: When the target was last set, CLOCK_MONOTONIC.
+        self._target_set_ns = time.monotonic_ns()
         self._reached: int | None = None
         self._moved_ns = 0
         self._started_ns = time.monotonic_ns()
@@ -390,6 +392,7 @@ class VhostMachine:
         with self.memory.lock:
             self.memory.map.allocated_peak_bytes()  # before pages go
         self._reached = None
+        self._target_set_ns = time.monotonic_ns()
         self.device.set_target(pages)
         if self.actual_pages == pages:
             self._reached = pages
@@ -460,7 +463,7 @@ class VhostMachine:
                 if ended[0] == "reached":
                     # The device acknowledges before it gives memory back; reached means that it has left.
                     self.device.flush()
-                return self._wait_result(ended, target, time.monotonic_ns() - begun)
+                return self._wait_result(ended, target, time.monotonic_ns() - self._target_set_ns)
             rest = LOOK_SECONDS
             if timeout_ns is not None:
                 rest = min(rest, max(0.0, (timeout_ns - (now - begun)) / 1e9))

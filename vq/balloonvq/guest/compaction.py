@@ -21,13 +21,14 @@ def compact(
         migrate: the driver's migration callback: migrate(new, old) returns False for
             EAGAIN. On success the old page belongs to the driver, which has
             released it.
-        pages: most pages to try; None tries as many as the balloon lists now.
+        pages: most pages to try; at most as many as the balloon lists now, which None means.
 
     Returns:
         What became of each page.
     """
     isolated = migrated = refused = no_page = 0
-    for _ in range(kernel.pages.counts().listed if pages is None else pages):
+    listed = kernel.pages.counts().listed
+    for _ in range(listed if pages is None else min(pages, listed)):
         old = kernel.pages.isolate()
         if old is None:
             break

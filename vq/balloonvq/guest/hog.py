@@ -26,7 +26,7 @@ class MemoryHog:
         self.gfp_fs = gfp_fs
         self.while_filling = while_filling
         self.wait = OomWait()
-        #: Pages that it got.
+        #: Pages that it got, also those that it lost with its life.
         self.got = 0
         #: Pages of it that had lost their content when it let go.
         self.lost = 0
@@ -36,6 +36,8 @@ class MemoryHog:
         self.stuck = False
         #: Whether it holds the filesystem lock; `progress` is woken when that changes and at the end.
         self.has_fs = False
+        #: Whether it has come to its end, killed or not.
+        self.over = False
         self.progress = kernel.runtime.wait_queue("hog")
         self._kernel = kernel
 
@@ -56,17 +58,19 @@ class MemoryHog:
                     self._allocate()
             else:
                 self._allocate()
+            self.over = True
         finally:
             self.progress.wake_all()
 
     def _allocate(self) -> None:
         task = UserTask(self._kernel, "hog")
         try:
-            self.got = task.allocate(self.pages, fs=self.gfp_fs, wait=self.wait)
+            task.allocate(self.pages, fs=self.gfp_fs, wait=self.wait)
         except TaskKilled:
             self.wait.victim = task.name
         except AllocationStuck:
             self.stuck = True
+        self.got = task.allocated
         self.victim = self.wait.victim
         if not task.killed:
             self.lost = task.exit()

@@ -40,6 +40,8 @@ class UserTask:
         self._mmap_lock = kernel.runtime.mutex(f"{name} mmap_lock")
         #: Pages that it owns.
         self.pages = 0
+        #: Pages that it has ever got.
+        self.allocated = 0
         #: Whether the OOM killer chose it.
         self.killed = False
         kernel.tasks.append(self)
@@ -64,6 +66,7 @@ class UserTask:
                 if not killed:
                     self._batches.append(batch)
                     self.pages += batch.count
+                    self.allocated += batch.count
             if killed:
                 # By another task, after its pages were taken away: nobody would free these.
                 kernel.pages.free(batch, Place.USER)
