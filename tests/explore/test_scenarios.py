@@ -178,3 +178,19 @@ def test_shrinkers_are_for_designs_that_have_one() -> None:
 def test_what_no_guest_can_be_is_refused(changes) -> None:
     with pytest.raises(InvalidArgument, match="oom-while-filling"):
         run(find("modern"), replace(SCENARIOS["oom-while-filling"], **changes))
+
+
+def test_reference_is_proven_with_all_three_actors_at_once() -> None:
+    """rounds: the notifier counts its calls, so an unbounded retry loop has no end of states."""
+    everybody = Scenario(
+        "everybody",
+        "fill beside OOM beside compaction",
+        ("W", "O", "C"),
+        free=1,
+        listed=1,
+        target=2,
+        checks=frozenset({"count", "actual"}),
+        turns=1,
+        rounds=2,
+    )
+    assert run(find("reference"), everybody).verdict.outcome is Outcome.PROVED
