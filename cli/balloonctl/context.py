@@ -68,9 +68,15 @@ def _console(stream: TextIO, flag: str, *, stderr: bool) -> Console:
     """Rich's console on a stream, with our colour decision instead of its own."""
     from rich.console import Console
 
+    class OurConsole(Console):
+        """Leaves a broken pipe to whoever knows its exit code."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     colour = colour_wanted(flag, stream)
     known = os.environ.get("TERM", "") not in {"", "dumb"}
-    return Console(
+    return OurConsole(
         file=stream,
         stderr=stderr,
         color_system=("auto" if known else "standard") if colour else None,

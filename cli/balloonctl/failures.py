@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from balloonctl.streams import output_is_lost, silence
 from balloonvq.errors import BalloonError, CommandFailed, InternalError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _USAGE = 2
+_CANNOT_WRITE = "CannotWrite"
 
 
 class Interrupted(BalloonError):
@@ -125,6 +127,13 @@ def describe(error: BaseException) -> Failure:
             return Failure("BrokenPipe", "nobody reads our output", exit_code=_BROKEN_PIPE, silent=True)
         case OSError() if error.errno == errno.EPIPE:
             return Failure("BrokenPipe", "nobody reads our output", exit_code=_BROKEN_PIPE, silent=True)
+        case OSError() if output_is_lost(error):
+            return Failure(
+                _CANNOT_WRITE,
+                f"cannot write the result: {os.strerror(error.errno or errno.EIO)}",
+                "stdout takes nothing more, or is closed; what the command did is done",
+                "write to a file or a disk that has room",
+            )
         case _:
             bug = InternalError(
                 f"internal error: {type(error).__name__}: {error}",
@@ -166,28 +175,27 @@ def report(error: BaseException, voice: Voice, extra: Mapping[str, Any] | None =
     Returns:
         The exit code.
     """
+    failure = describe(error)
+    if failure.exit_code == _BROKEN_PIPE or failure.error == _CANNOT_WRITE:
+        silence(sys.stdout)
+    try:
+        _tell(error, failure, voice, extra)
+    except OSError as unheard:  # stderr is as broken
+        silence(sys.stdout, sys.stderr)
+        return _BROKEN_PIPE if unheard.errno == errno.EPIPE else failure.exit_code
+    return failure.exit_code
+
+
+def _tell(error: BaseException, failure: Failure, voice: Voice, extra: Mapping[str, Any] | None) -> None:
+    """Prints a failure."""
     if os.environ.get("BALLOONCTL_DEBUG") == "1":
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    failure = describe(error)
-    if failure.exit_code == _BROKEN_PIPE:
-        silence_stdout()
     if failure.exit_code == _INTERRUPTED and sys.stderr.isatty():
         click.echo(err=True)  # the terminal has just echoed ^C
     if not failure.silent:
         if extra:
             failure = replace(failure, extra=dict(extra))
         voice.fail(failure)
-    return failure.exit_code
-
-
-def silence_stdout() -> None:
-    """Points stdout at /dev/null, so that Python's own flush at exit says nothing about the broken pipe."""
-    try:
-        number = sys.stdout.fileno()
-    except (OSError, ValueError, AttributeError):
-        return
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, number)
-    os.close(null)
+    sys.stderr.flush()

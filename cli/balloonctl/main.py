@@ -19,8 +19,9 @@ try:
     from balloonctl import config
     from balloonctl.command import CONFIGURATION, changes, global_options
     from balloonctl.context import App, Settings, Voice, colour_wanted
-    from balloonctl.failures import EXIT_CODES, Leave, report, silence_stdout
+    from balloonctl.failures import EXIT_CODES, Leave, report
     from balloonctl.output import Format
+    from balloonctl.streams import prepare, silence
 except KeyboardInterrupt:  # Ctrl-C while Python still reads files
     raise SystemExit(130) from None
 
@@ -326,16 +327,18 @@ def _make_app(ctx: click.Context, options: dict[str, Any]) -> App:
 def run() -> NoReturn:
     """The entry point of the command."""
     code = 1
+    prepare()
     try:
         main(sys.argv[1:])
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else 0 if ending.code is None else 1
     except KeyboardInterrupt:
         code = 130
-    try:
-        sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
-        silence_stdout()
-        code = code or 141
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            silence(stream)
+            code = code or (141 if isinstance(error, BrokenPipeError) else 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late for Ctrl-C to change the exit code
     sys.exit(code)

@@ -38,8 +38,10 @@ class Format(StrEnum):
 def as_json(document: Document, *, indent: bool) -> str:
     """A document as JSON; one line unless indented."""
     import json
+    import sys
 
-    return json.dumps(document, indent=2 if indent else None, ensure_ascii=False, allow_nan=False)
+    ascii_only = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    return json.dumps(document, indent=2 if indent else None, ensure_ascii=ascii_only, allow_nan=False)
 
 
 def _leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,82 @@
+"""Standard streams that are closed, full, gone, or in an encoding without our signs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = [sys.executable, "-m", "balloonctl"]
+
+
+def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs a line of bash in which "$@" is balloonctl."""
+    return subprocess.run(
+        ["bash", "-c", line, "bash", *PROGRAM],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", ["designs", "--help", "designs --json", "info --output plain"])
+def test_a_reader_that_left_is_no_error(command: str) -> None:
+    # Rich ended the process with 1 by itself.
+    result = shell(f'"$@" {command} | (exec <&-; sleep 0.1); exit ${{PIPESTATUS[0]}}')
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_a_reader_of_errors_that_left() -> None:
+    # An exception in the last flush of Python made it 120.
+    result = shell('"$@" bogus 2>&1 | true; exit ${PIPESTATUS[0]}')
+    assert result.returncode in {2, 141}
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["designs", "--help", "--version", "info --output plain"])
+@pytest.mark.parametrize(
+    ("where", "reason"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_a_result_that_cannot_be_written(command: str, where: str, reason: str) -> None:
+    result = shell(f'"$@" {command} {where}')
+    assert result.returncode == 1
+    error, why, hint = result.stderr.splitlines()
+    assert error == f"error: cannot write the result: {reason}"
+    assert why.startswith("why: stdout")
+    assert hint.startswith("hint: ")
+
+
+def test_errors_that_cannot_be_written() -> None:
+    for where in ("2>/dev/full", "2>&-", "<&- >&- 2>&-"):
+        result = shell(f'"$@" bogus {where}')
+        assert (result.returncode, result.stdout, result.stderr) == (2, "", ""), where
+
+
+def test_no_stdin_is_an_empty_one() -> None:
+    result = shell('"$@" run - <&-')
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["designs", "info", "--help", "designs modern", "designs --json"])
+def test_an_encoding_without_our_signs(command: str) -> None:
+    # The first sign raised UnicodeEncodeError.
+    result = shell(f'"$@" {command}', PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.isascii()
+
+
+def test_signs_become_ascii_of_the_same_width() -> None:
+    code = "from balloonctl.streams import prepare; prepare(); print('✓ ✗ → 3 µs ┌█░ \N{SNOWMAN}')"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout == "+ x > 3 us +#. ?\n"
