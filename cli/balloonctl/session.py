@@ -32,6 +32,9 @@ _HEADER = "# Recorded by balloonctl; replay it with: balloonctl run"
 #: These end a script even with --keep-going: nobody is there to hear the rest.
 _ENDINGS = {130, 141}
 
+#: How deep scripts may run each other.
+_MOST_SCRIPTS = 16
+
 
 def _pieces(line: str) -> Iterator[str]:
     """The text of each command of a line: cut at every `;` and before a `#` that are not quoted."""
@@ -144,6 +147,7 @@ class Session:
         """
         from balloonctl.connection import PrivateConnection
 
+        self._scripts = 0
         self.settings = app.settings
         self.configuration = configuration
         self.recording = recording
@@ -201,8 +205,18 @@ class Session:
 
         Returns:
             The exit code of the first line that failed, else 0.
+
+        Raises:
+            BalloonError: if scripts run each other without end.
         """
+        if self._scripts >= _MOST_SCRIPTS:
+            raise BalloonError(
+                f"scripts run each other more than {_MOST_SCRIPTS} deep",
+                why=f"{name} would be the next; does it run itself?",
+                hint="a script that ends runs no script that runs it",
+            )
         first = 0
+        self._scripts += 1
         try:
             for number, text in enumerate(lines, 1):
                 line = text.strip()
@@ -215,6 +229,8 @@ class Session:
                     return code if code in _ENDINGS else first
         except Leave:
             pass
+        finally:
+            self._scripts -= 1
         return first
 
     def close(self) -> None:

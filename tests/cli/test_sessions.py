@@ -393,3 +393,13 @@ def test_regression_an_event_does_not_garble_the_prompt(monkeypatch: pytest.Monk
     shell.session.settings = Settings(quiet=True)
     shell._announce("RESUME", {}, None)
     assert len(proxy.writes) == 2
+
+
+def test_regression_a_script_that_runs_itself(call: Call, tmp_path: Path) -> None:
+    # Python's recursion limit ended it, as a bug of balloonctl.
+    file = script(tmp_path / "loop.balloon", "run loop.balloon\n")
+    result = call("run", file)
+    assert result.exit_code == 1
+    assert "error: scripts run each other more than 16 deep\n" in result.stderr
+    assert "internal error" not in result.stderr
+    assert result.stderr.count("error: ") == 1
