@@ -271,3 +271,22 @@ def test_a_mutex_that_is_taken_again_and_again_is_handed_over() -> None:
         rt.spawn("B", "", sets)
 
     assert product.explore(Program("handed over", build)).outcome is Outcome.PROVED
+
+
+def test_a_bug_on_one_processor_has_a_schedule() -> None:
+    def build(rt) -> None:
+        a, b = rt.mutex("a"), rt.mutex("b")
+
+        def sleeps(first, second) -> None:
+            with first:
+                rt.sleep(1)
+                with second:
+                    pass
+
+        rt.spawn("A", "", lambda: sleeps(a, b))
+        rt.spawn("B", "", lambda: sleeps(b, a))
+
+    verdict = product.explore(Program("asleep with a lock", build, Bounds(one_cpu=True)))
+    assert verdict.bug.kind is Kind.DEADLOCK
+    assert len(verdict.bug.shortest) >= 4
+    assert verdict.checked >= 4

@@ -618,9 +618,10 @@ class Search:
         return transitions
 
     def _circle(self, state: int) -> None:
-        circle = self.product.circle(state)
+        plain = self.plain(state)
+        circle = self.product.circle(plain)
         if circle:
-            self._bug(Kind.DEADLOCK, self.product.deadlock_text(circle, state), state)
+            self._bug(Kind.DEADLOCK, self.product.deadlock_text(circle, plain), state)
 
     def _special(self, state: int, special: Special, extra: list[int]) -> None:
         product = self.product
@@ -659,9 +660,10 @@ class Search:
 
     def _ended(self, state: int) -> None:
         product = self.product
+        plain = self.plain(state)
         if self.gather is not None:
-            self.gather.ends.add((tuple(product.values(state)), product.fates(state)))
-        wrong = product.judge_end(state)
+            self.gather.ends.add((tuple(product.values(plain)), product.fates(plain)))
+        wrong = product.judge_end(plain)
         if wrong is not None:
             self._bug(*wrong, state)
 
@@ -671,16 +673,16 @@ class Search:
         following: list[int] = []
         for state in layer:
             plain = self.plain(state)
-            self._circle(plain)
+            self._circle(state)
             steps = product.successors(plain, (state >> self.top) - 1)
             if not steps:
-                self._ended(plain)
+                self._ended(state)
             for decision, target in steps:
                 self.transitions += 1
                 running = decision[0] + 1 if decision != TICK else state >> self.top
                 marked = target | running << self.top
                 if marked not in self.seen and decision != TICK:
-                    self._error(target, decision)
+                    self._error(marked, decision)
                 self._new(marked, following, decision)
         return following
 
