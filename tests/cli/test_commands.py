@@ -238,6 +238,16 @@ def test_a_deadlock_prints_the_report_and_is_a_verdict(on: Call, machine: FakeMa
     assert error_of(result)["error"] == "Deadlock"
 
 
+def test_a_livelock_is_a_verdict(on: Call, machine: FakeMachine) -> None:
+    # Its line had no sign and ended after a colon, and the exit code was 0.
+    machine.oom_outcome = "livelocked"
+    result = on("oom", "--no-fs")
+    assert result.exit_code == 3
+    assert "✗ livelocked: it may not kill, and retried in vain" in result.stdout
+    assert "why: it retried 4 times and was given up" in result.stderr
+    assert error_of(on("oom", "--no-fs", "--json"))["error"] == "RuleBroken"
+
+
 def test_lost_pages_are_a_verdict(on: Call, machine: FakeMachine) -> None:
     assert on("check").exit_code == 0
     machine.lost_pages = 2

@@ -13,7 +13,7 @@ from balloonctl.peer import ask, status_of
 from balloonctl.render.units import count
 from balloonctl.render.units import size as human
 from balloonctl.sizes import PAGE, Size, SizeType
-from balloonvq.errors import Deadlock, InvalidArgument, LostData
+from balloonvq.errors import Deadlock, InvalidArgument, LostData, RuleBroken
 
 __all__ = ["oom"]
 
@@ -31,9 +31,11 @@ def oom(app: App, /, size: Size | None, while_filling: bool, no_fs: bool) -> int
     """Let a guest task allocate until memory is out.
 
     With DEFLATE_ON_OOM the balloon gives pages up (relieved); without, or when it is empty, the OOM killer
-    ends a task (killed). Without SIZE it wants all of the guest's memory that is not in use.
+    ends a task (killed). Without SIZE it wants all that is free and half of the balloon,
+    but at least 1 MiB more than is free; with --while-filling 4 MiB.
 
-    Exit code 3 if nobody will ever go on: the report shows who holds what and waits for what.
+    Exit code 3 if nobody will ever go on: the tasks wait for each other (deadlocked: the report shows who holds
+    what and waits for what), or the task may not kill and retries without end (livelocked).
     """
     from balloonctl.render.oom import render_oom
 
@@ -74,6 +76,12 @@ def verdict(report: dict[str, Any]) -> None:
             if names
             else "its tasks wait for each other in a circle",
             hint="balloonctl stop ends the machine; --design modern allocates before it takes the lock",
+        )
+    if report["outcome"] == "livelocked":
+        raise RuleBroken(
+            "the guest is livelocked: its task can neither allocate nor kill",
+            why=f"it retried {count(report['rounds'])} times and was given up; without __GFP_FS it may not call the OOM killer",
+            hint="balloonctl deflate gives it memory; with DEFLATE_ON_OOM the balloon does so by itself",
         )
     if report.get("lost_pages"):
         raise LostData(

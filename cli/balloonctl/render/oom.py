@@ -18,6 +18,7 @@ _OUTCOMES = {
     "relieved": ("✓ relieved", "green", "the balloon gave up what the task still needed"),
     "fitted": ("✓ fitted", "green", "memory did not run out"),
     "killed": ("✗ killed", "yellow", "the OOM killer ended a task"),
+    "livelocked": ("✗ livelocked", "bold red", "it may not kill, and retried in vain"),
     "deadlocked": ("✗ deadlocked", "bold red", "nobody will ever go on"),
 }
 
