@@ -153,7 +153,7 @@ def _sentence(message: str) -> str:
 def _usage(error: click.UsageError) -> Failure:
     """A usage error: what is wrong, the usage line, and where the help is."""
     ctx = error.ctx
-    why, hint = "", "balloonctl --help"
+    path, why, hint = "balloonctl", "", "balloonctl --help"
     if ctx is not None:
         path = " ".join(["balloonctl", *ctx.command_path.split()[1:]])
         hint = f"{path} --help"
@@ -161,7 +161,10 @@ def _usage(error: click.UsageError) -> Failure:
         why = f"usage: {path} {' '.join(usage)}"
     if isinstance(error, click.BadParameter):
         why = origin(ctx, error.param) or why
-    return Failure("UsageError", _sentence(error.format_message()), why, hint, _USAGE)
+    what = error.format_message()
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        what = f"{path} needs a command"  # its message is the whole help
+    return Failure("UsageError", _sentence(what), why, hint, _USAGE)
 
 
 def report(error: BaseException, voice: Voice, extra: Mapping[str, Any] | None = None) -> int:
@@ -192,6 +195,9 @@ def _tell(error: BaseException, failure: Failure, voice: Voice, extra: Mapping[s
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not voice.settings.output.is_json:
+        click.echo(error.format_message(), err=True)
+        return
     if failure.exit_code == _INTERRUPTED and sys.stderr.isatty():
         click.echo(err=True)  # the terminal has just echoed ^C
     if not failure.silent:

@@ -713,3 +713,12 @@ def test_regression_a_command_of_a_group_has_its_own_table(
     result = call("bench", "inflate")
     assert result.exit_code == 2
     assert "unknown option bench.inflate.sizes" in result.stderr
+
+
+def test_regression_a_group_alone_prints_its_help(call: Call) -> None:
+    # All of it stood on the line of the error.
+    result = call("bench")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Usage: balloonctl bench [OPTIONS] COMMAND")
+    assert "\n  inflate  How long an inflate takes" in result.stderr
+    assert error_of(call("--json", "bench"))["what"] == "balloonctl bench needs a command"
