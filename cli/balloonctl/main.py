@@ -117,6 +117,28 @@ class BalloonGroup(click.Group):
         found.short_help = entry.help
         return found
 
+    def unknown(self, ctx: click.Context, name: str) -> str:
+        """What to say about a name that is no command: those that it may have been meant for."""
+        if name in COMMANDS:
+            return f"{name!r} works in a shell or a script only"
+        from difflib import get_close_matches
+
+        names = self.list_commands(ctx)
+        near = get_close_matches(name, names, n=3, cutoff=0.65) or [
+            known for known in names if known.startswith(name)
+        ]
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"no such command: {name!r}{meant}"
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first word names, or an error that names its neighbours."""
+        name = args[0]
+        if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
+            raise click.UsageError(self.unknown(ctx, name), ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, from the table alone: nothing is imported for it."""
         names = self.list_commands(ctx)

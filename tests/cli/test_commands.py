@@ -722,3 +722,23 @@ def test_regression_a_group_alone_prints_its_help(call: Call) -> None:
     assert result.stderr.startswith("Usage: balloonctl bench [OPTIONS] COMMAND")
     assert "\n  inflate  How long an inflate takes" in result.stderr
     assert error_of(call("--json", "bench"))["what"] == "balloonctl bench needs a command"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("inflat", "no such command: 'inflat'; did you mean inflate?"),
+        ("statsu", "no such command: 'statsu'; did you mean stats or status or start?"),
+        ("e", "no such command: 'e'; did you mean events or expect or explore?"),
+        ("frobnicate", "no such command: 'frobnicate'"),
+        ("sleep", "'sleep' works in a shell or a script only"),
+    ],
+)
+def test_a_command_that_does_not_exist(call: Call, typed: str, said: str) -> None:
+    result = call(typed, "64M")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {said}\n")
+
+
+def test_help_for_a_command_that_does_not_exist(call: Call) -> None:
+    assert "did you mean inflate?" in call("-c", "help inflat").stderr

@@ -202,7 +202,9 @@ def exit_command() -> int:
 def help_command(ctx: click.Context, name: str | None) -> int:
     """Explain the commands, or one of them."""
     root = ctx.find_root()
-    assert isinstance(root.command, click.Group)
+    from balloonctl.main import BalloonGroup
+
+    assert isinstance(root.command, BalloonGroup)
     if name is None:
         formatter = root.make_formatter()
         root.command.format_commands(root, formatter)
@@ -210,7 +212,7 @@ def help_command(ctx: click.Context, name: str | None) -> int:
         return 0
     found = root.command.get_command(root, name)
     if found is None:
-        raise click.UsageError(f"no such command: {name}")
+        raise click.UsageError(root.command.unknown(root, name))
     with click.Context(found, info_name=name, parent=root) as inner:
         text = found.get_help(inner)
     click.echo(
