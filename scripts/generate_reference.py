@@ -129,7 +129,7 @@ def error_schema() -> dict[str, Any]:
             "error": text
             | {
                 "description": "The class: one of the tree of errors, or of the command line: UsageError, "
-                "Interrupted, ForeignPeer.",
+                "Interrupted, ForeignPeer, CannotWrite.",
                 "examples": sorted(errors.__all__),
             },
             "what": text | {"description": "What happened."},
