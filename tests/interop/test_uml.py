@@ -236,7 +236,8 @@ def test_guest_data_survives_a_thousand_steps(machine, guest) -> None:
         )
         machine.set_target(pages)
         if rng.random() < 0.7:  # the others are overtaken by the next one
-            assert machine.wait(30_000_000_000).outcome == "reached"
+            result = machine.wait(30_000_000_000)
+            assert result.outcome == "reached", result
     resize(machine, 100 * MIB)
     assert guest.run("md5sum /tmp/data") == before
     resize(machine, 0)

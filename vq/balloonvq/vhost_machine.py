@@ -52,11 +52,11 @@ __all__ = ["VhostConfig", "VhostMachine"]
 
 #: A guest that makes no request for this long on its way to the target is called stalled. Linux tries
 #: again five times a second when it finds no page.
-STALLED_NS = 3_000_000_000
+STALLED_NS = 5_000_000_000
 
 #: A balloon below a target that it had reached, and at rest for this long, was deflated by its guest.
 #: Sooner it may be one that is still on its way to an older target.
-AT_REST_NS = 500_000_000
+AT_REST_NS = 2_000_000_000
 
 #: How often a waiter looks when nothing wakes it.
 LOOK_SECONDS = 0.05

@@ -279,6 +279,7 @@ class Pages(Atom):
         """Nobody looks."""
 
     def counts(self) -> PageCounts:
+        """How many pages are where, at one moment."""
         numbers: tuple[int, int, int, int, int, int, int] = self.object.apply("count")
         return PageCounts(*numbers, 0, 0)
 
