@@ -480,8 +480,11 @@ def test_a_crash_is_kept_and_reported(rig: Rig) -> None:
 
 
 def test_no_descriptor_and_no_thread_is_left(rig: Rig) -> None:
-    before, threads = open_descriptors(), threading.active_count()
-    for _ in range(20):
+    # The first turn opens what the process opens once; other tests' last descriptors close meanwhile.
+    before, threads = 0, 0
+    for turn in range(20):
+        if turn == 1:
+            before, threads = open_descriptors(), threading.active_count()
         inner = ThreadRuntime()
         queue = inner.wait_queue("q")
         mutex = inner.mutex("m")
@@ -492,8 +495,8 @@ def test_no_descriptor_and_no_thread_is_left(rig: Rig) -> None:
             queue.wait_until(lambda: False, 0)
         assert inner.stop()
         inner.close()
-    assert open_descriptors() == before
-    assert threading.active_count() == threads
+    until(lambda: open_descriptors() <= before)
+    until(lambda: threading.active_count() <= threads)
 
 
 # -- wait queues ---------------------------------------------------------------
