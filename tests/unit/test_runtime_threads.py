@@ -495,8 +495,8 @@ def test_no_descriptor_and_no_thread_is_left(rig: Rig) -> None:
             queue.wait_until(lambda: False, 0)
         assert inner.stop()
         inner.close()
-    until(lambda: open_descriptors() <= before)
-    until(lambda: threading.active_count() <= threads)
+    until(lambda: open_descriptors() == before)
+    until(lambda: threading.active_count() == threads)
 
 
 # -- wait queues ---------------------------------------------------------------
