@@ -113,10 +113,22 @@ def broken(
     timeline: Timeline = DEADLOCK,
     kind: Kind = Kind.DEADLOCK,
     what: str = "W waits in lock(fs_lock), O waits in lock(balloon_lock)",
+    fewest: Timeline | None = None,
 ) -> Result:
     shortest = Schedule(((0, 0),) * timeline.lines[-1].step, 1, "length", timeline.loop)
-    found = verdict(Outcome.BUG, bug=Bug(kind, what, shortest))
-    return Result(design, {}, scenario, found, timeline, "bx1.k3f9.102.7c2a", ("2 actors",), 0.25)
+    calm = None if fewest is None else Schedule(((0, 0),) * fewest.lines[-1].step, 0, "preemptions")
+    return Result(
+        design,
+        {},
+        scenario,
+        verdict(Outcome.BUG, bug=Bug(kind, what, shortest, calm)),
+        timeline,
+        "bx1.k3f9.102.7c2a",
+        ("2 actors",),
+        0.25,
+        fewest,
+        None if fewest is None else "bx1.k3f9.311.0d4c",
+    )
 
 
 def unfinished(scenario: Scenario = CROWD, design: str = "coarse") -> Result:

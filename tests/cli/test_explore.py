@@ -46,6 +46,22 @@ def test_a_livelock(width: int, snapshot: Any) -> None:
     assert draw(render_explore(document(result)), width) == snapshot
 
 
+def test_a_schedule_with_fewer_preemptions_is_named_beside_the_shortest() -> None:
+    drawn = document(broken(fewest=DEADLOCK))
+    text = draw(render_explore(drawn))
+    assert "With fewer preemptions: 5 steps, 0 preemptions (minimal)" in text
+    assert "balloonctl replay bx1.k3f9.311.0d4c" in text
+    member = drawn["results"][0]["fewest_preemptions"]
+    assert (member["length"], member["preemptions"], member["replay"]) == (5, 0, "bx1.k3f9.311.0d4c")
+    assert member["steps"] == drawn["results"][0]["schedule"]["steps"]
+
+
+def test_nothing_is_said_where_the_shortest_schedule_preempts_least() -> None:
+    drawn = document(broken())
+    assert drawn["results"][0]["fewest_preemptions"] is None
+    assert "With fewer preemptions" not in draw(render_explore(drawn))
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_all_verdicts(width: int, snapshot: Any) -> None:
     drawn = document(proved(), broken(), unfinished(), given={"insert": "late"})

@@ -42,6 +42,25 @@ def test_a_replay_string_leads_to_the_same_deadlock() -> None:
     assert [actor.name for actor in execution.stuck] == ["W", "O"]
 
 
+def test_the_schedule_with_the_fewest_preemptions_can_be_replayed() -> None:
+    result, found = bug("split", "data-while-filling")
+    assert found.fewest_preemptions.preemptions < found.shortest.preemptions
+    explored = program(find("split"), SCENARIOS["data-while-filling"])
+    execution = strings.replay(result.fewest_replay, [explored])
+    assert tuple(execution.decisions) == found.fewest_preemptions.decisions
+    assert len(result.fewest_timeline.lines) >= len(found.shortest)
+
+
+def test_steps_are_shown_at_lines_of_the_design_or_the_kernel() -> None:
+    result, _ = bug("split", "data-while-filling")
+    assert {line.place.partition(":")[0] for line in result.timeline.lines} <= {
+        "",
+        "base.py",
+        "kernel.py",
+        "split.py",
+    }
+
+
 @pytest.mark.parametrize("design", ["upstream", "modern"])
 def test_upstream_trades_the_deadlock_for_a_page_that_nobody_reaches(design: str) -> None:
     # Livelocks are judged after a complete search: there is no deadlock.

@@ -58,6 +58,14 @@ def _schedule(schedule: Schedule, timeline: Timeline) -> dict[str, Any]:
     }
 
 
+def _fewest(result: Result) -> dict[str, Any] | None:
+    """The schedule with the fewest preemptions and its replay string, where it is not the shortest one."""
+    bug, timeline = result.verdict.bug, result.fewest_timeline
+    if bug is None or bug.fewest_preemptions is None or timeline is None:
+        return None
+    return {**_schedule(bug.fewest_preemptions, timeline), "replay": result.fewest_replay}
+
+
 def timeline_members(timeline: Timeline) -> dict[str, Any]:
     """A timeline as JSON."""
     return {
@@ -123,6 +131,7 @@ def _row(design: str, given: dict[str, str], result: Result) -> dict[str, Any]:
         "bounds": list(result.bounds),
         "schedule": None if bug is None or timeline is None else _schedule(bug.shortest, timeline),
         "replay": result.replay,
+        "fewest_preemptions": _fewest(result),
     }
 
 

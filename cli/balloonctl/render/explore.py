@@ -452,14 +452,18 @@ def _bug(result: Mapping[str, Any]) -> RenderableType:
     if schedule is not None:
         heading.append(Text(_length(schedule)))
     heading.append(Text(_plural(result["states"], "state")))
+    own = f" --design {result['design']}" if ":" in result["design"] else ""
     if result["replay"]:
-        own = f" --design {result['design']}" if ":" in result["design"] else ""
         heading.append(Text(f"balloonctl replay {result['replay']}{own}"))
     parts: list[RenderableType] = ["", _Joined(heading)]
     if schedule is not None:
         parts += _drawn(schedule)
-    last = Text.assemble((f" *** {name} *** ", _BAD), result["what"])
-    return Group(*parts, last)
+    parts.append(Text.assemble((f" *** {name} *** ", _BAD), result["what"]))
+    fewest = result["fewest_preemptions"]
+    if fewest is not None:
+        words = [f" With fewer preemptions: {_length(fewest)}", f"balloonctl replay {fewest['replay']}{own}"]
+        parts.append(_Joined(map(Text, words)))
+    return Group(*parts)
 
 
 # ---- documents --------------------------------------------------------------

@@ -91,6 +91,10 @@ class Result:
     bounds: tuple[str, ...]
     """What the verdict holds for: actors, pages, batch."""
     seconds: float
+    fewest_timeline: Timeline | None = None
+    """Of the schedule with the fewest preemptions, where it preempts less than the shortest."""
+    fewest_replay: str | None = None
+    """Its replay string."""
 
 
 def _shipped(*scenarios: Scenario) -> dict[str, Scenario]:
@@ -439,11 +443,14 @@ def run(
     started = time.monotonic()
     explored = program(design, scenario, options)
     verdict = explore(explored, limits or Limits())
-    shown = text = None
+    shown = text = fewest_shown = fewest_text = None
     if verdict.bug is not None:
-        shortest = verdict.bug.shortest
+        shortest, fewest = verdict.bug.shortest, verdict.bug.fewest_preemptions
         shown = timeline(explored, shortest.decisions, loop=shortest.loop)
         text = encode(explored, shortest)
+        if fewest is not None and fewest.preemptions < shortest.preemptions:
+            fewest_shown = timeline(explored, fewest.decisions)
+            fewest_text = encode(explored, fewest)
     return Result(
         design=design.name or design.__name__,
         options=choose_options(design, options or {}),
@@ -453,4 +460,6 @@ def run(
         replay=text,
         bounds=_bounds(scenario),
         seconds=time.monotonic() - started,
+        fewest_timeline=fewest_shown,
+        fewest_replay=fewest_text,
     )

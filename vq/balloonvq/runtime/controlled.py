@@ -26,6 +26,7 @@ a circle in a finite graph; engines without state matching could not end without
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Hashable
 from types import CodeType, FrameType, TracebackType
@@ -65,8 +66,9 @@ Place = tuple[str, int]
 #: Files whose frames are no place in somebody's design.
 _OWN: Final = frozenset({__file__})
 
-#: Files below a design: a step is shown at the line that asked for it. A model adds its own.
-BELOW: Final[set[str]] = {__file__}
+#: Files below a design: a step is shown at the line that asked for it, the with statement of a
+#: contextmanager included. A model adds its own.
+BELOW: Final[set[str]] = {__file__, contextlib.__file__}
 
 
 class Actor(Atom):
