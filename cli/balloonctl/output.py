@@ -7,11 +7,16 @@ is shown to people that programs cannot get.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
-__all__ = ["Document", "Format", "as_json", "as_plain"]
+from balloonvq.errors import BalloonError
+
+__all__ = ["Document", "Format", "as_json", "as_plain", "report"]
 
 #: JSON values with a "schema".
 Document = Mapping[str, Any]
@@ -38,7 +43,6 @@ class Format(StrEnum):
 def as_json(document: Document, *, indent: bool) -> str:
     """A document as JSON; one line unless indented."""
     import json
-    import sys
 
     ascii_only = not (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     return json.dumps(document, indent=2 if indent else None, ensure_ascii=ascii_only, allow_nan=False)
@@ -68,3 +72,34 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
 def as_plain(document: Document) -> str:
     """A document as `path<TAB>value` lines."""
     return "\n".join(f"{path}\t{value}" for path, value in _leaves("", document))
+
+
+@contextlib.contextmanager
+def report(target: str) -> Iterator[TextIO]:
+    """A file for a report beside the document that goes to stdout.
+
+    It is opened at once, so that nothing is computed for a file that cannot be written, and is complete or not there:
+    it is written under another name first.
+
+    Args:
+        target: a file, or ``-`` for stdout.
+
+    Raises:
+        BalloonError: if it cannot be written.
+    """
+    if target == "-":
+        yield sys.stdout
+        return
+    path = Path(target)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        raise BalloonError(
+            f"cannot write {target}", why=error.strerror or str(error), hint="name a file that can be written"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from test_render import draw
 
 from balloonctl.commands.explore import _row
 from balloonctl.render.explore import render_explore, render_matrix, render_scenarios
+from balloonctl.render.explore_html import explore_page
 from balloonvq.explore import scenarios as library
 from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import Result, Scenario
@@ -111,6 +114,26 @@ def test_colour_adds_no_words() -> None:
 
     plain = "\n".join(line.rstrip() for line in Text.from_ansi(captured.get()).plain.splitlines())
     assert plain == draw(render_explore(results))
+
+
+def test_the_page_has_every_step_and_fetches_nothing() -> None:
+    drawn = document(proved(), broken(fewest=LIVELOCK), broken(CROWD, timeline=CROWDED), unfinished())
+    html = explore_page(drawn, "balloonctl 0 <dev>")
+    for timeline in (DEADLOCK, CROWDED, LIVELOCK):
+        for line in timeline.lines:
+            assert line.place in html
+            assert escape(line.text) in html or line.changes
+    assert "balloonctl 0 &lt;dev&gt;" in html
+    assert not re.search(r"src=|href=\"(?!#)|url\(|<script", html)
+    anchors = re.findall(r'href="#([^"]+)"', html)
+    assert len(anchors) == 2
+    assert all(f'id="{anchor}"' in html for anchor in anchors)
+
+
+def test_what_a_design_says_is_no_markup_on_the_page() -> None:
+    html = explore_page(document(broken(what="<script>alert(1)</script>")), "")
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
 
 
 # ---- the command ------------------------------------------------------------
@@ -329,3 +352,28 @@ def test_the_real_scenarios_are_listed_and_limits_hold(call: Callable[..., Ran])
     result = call("explore", "modern", "--scenario", "oom-while-filling", "--max-states", "10")
     assert result.exit_code == 5
     assert "more than 10 states" in result.stdout
+
+
+def test_the_page_is_written_beside_the_result(
+    explorer: Explorer, call: Callable[..., Ran], tmp_path: Path
+) -> None:
+    result = call("explore", "coarse", "--html", str(tmp_path / "coarse.html"))
+    assert result.exit_code == 0
+    assert "2 PROVED" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["coarse.html"]
+    assert "2 PROVED" in (tmp_path / "coarse.html").read_text()
+
+
+def test_the_page_can_go_to_stdout(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    result = call("explore", "coarse", "--html", "-")
+    assert result.stdout.startswith("<!doctype html>")
+    assert result.stdout.endswith("</html>\n")
+
+
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_explored(
+    explorer: Explorer, call: Callable[..., Ran], tmp_path: Path
+) -> None:
+    result = call("explore", "coarse", "--html", str(tmp_path / "none" / "coarse.html"))
+    assert result.exit_code == 1
+    assert "cannot write" in result.stderr
+    assert not explorer.calls

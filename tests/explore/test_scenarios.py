@@ -138,7 +138,7 @@ def test_a_scenario_of_ones_own_names_its_bounds() -> None:
         "2 actors and two host queues",
         "2 pages",
         "batches of 1",
-        "1 turns of the size worker",
+        "1 turn of the size worker",
     )
     assert result.replay is result.timeline is None
 

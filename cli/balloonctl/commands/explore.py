@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,7 @@ import click
 from balloonctl.command import command
 from balloonctl.commands.machines import complete_design, design_options
 from balloonctl.context import App, pass_app
+from balloonctl.output import report
 from balloonvq.errors import BalloonError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -176,6 +178,9 @@ def _exit_code(results: Iterable[dict[str, Any]]) -> int:
 @click.option("--list", "only_list", is_flag=True, help="List the scenarios; explore nothing.")
 @click.option("--all", "every", is_flag=True, help="All designs: a row a scenario, a column a design.")
 @click.option(
+    "--html", metavar="FILE", help="Write the results as a page to FILE, too; - is stdout, instead."
+)
+@click.option(
     "--max-states",
     type=click.IntRange(min=1),
     default=5_000_000,
@@ -200,6 +205,7 @@ def explore(
     options: dict[str, str],
     only_list: bool,
     every: bool,
+    html: str | None,
     max_states: int,
     max_seconds: float,
 ) -> int:
@@ -235,12 +241,19 @@ def explore(
         tasks += [(name, kind, one) for one in (chosen or fits) if one in fits or not every]
     for _, kind, one in tasks:
         program(kind, one, options)  # refuses what makes no sense before anything has taken time
-    with exploring(app) as advance:
-        results = list(_explored(tasks, options, Limits(max_states, max_seconds), advance))
-    document = {
-        "schema": "balloonctl/explore/1",
-        "seconds": sum(result["seconds"] for result in results),
-        "results": results,
-    }
-    app.emit(document, render_matrix if every else render_explore)
+    with nullcontext() if html is None else report(html) as file:
+        with exploring(app) as advance:
+            results = list(_explored(tasks, options, Limits(max_states, max_seconds), advance))
+        document = {
+            "schema": "balloonctl/explore/1",
+            "seconds": sum(result["seconds"] for result in results),
+            "results": results,
+        }
+        if file is not None:
+            from balloonctl.commands.info import version_line
+            from balloonctl.render.explore_html import explore_page
+
+            file.write(explore_page(document, version_line()))
+    if html != "-":
+        app.emit(document, render_matrix if every else render_explore)
     return _exit_code(results)

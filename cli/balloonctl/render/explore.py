@@ -1,16 +1,8 @@
-"""Verdicts of the explorer, the timeline of a bug, and the matrix of all designs.
-
-A timeline has a column an actor and a row a step, time running down. Left of
-an actor's steps stand bars, one for each lock that it holds: ┌ where it is
-taken, └ where it is given back. Where columns would be too narrow, the actors
-share one, and each step begins with its actor's name.
-"""
+"""Verdicts of the explorer, bugs with their timelines, and the matrix of all designs."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
 
@@ -19,18 +11,26 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from balloonctl.render.units import count, duration
+from balloonctl.render.timeline import BAD, drawn, length, seen
+from balloonctl.render.units import duration, plural
 
-__all__ = ["render_explore", "render_matrix", "render_replay", "render_scenarios"]
-
-_BAD = "bold red"
-_COLOURS = ("cyan", "magenta", "green", "blue")
+__all__ = [
+    "KINDS",
+    "design_name",
+    "render_explore",
+    "render_matrix",
+    "render_replay",
+    "render_scenarios",
+    "replay_command",
+    "totals",
+    "verdict",
+]
 
 #: Verdict -> its sign and how it looks.
-_SIGNS = {"PROVED": ("✓", "green"), "BUG": ("✗", _BAD), "INCOMPLETE": ("?", "yellow")}
+_SIGNS = {"PROVED": ("✓", "green"), "BUG": ("✗", BAD), "INCOMPLETE": ("?", "yellow")}
 
 #: Kind -> its letter in the matrix, its name in a heading, what the letter means.
-_KINDS = {
+KINDS = {
     "deadlock": ("D", "DEADLOCK", "deadlock"),
     "error": ("B", "BUG", "BUG() or another error"),
     "invariant": ("I", "BROKEN INVARIANT", "a state breaks an invariant"),
@@ -39,385 +39,16 @@ _KINDS = {
     "race": ("R", "RACE", "race on guarded data"),
 }
 
-#: An actor's column is at least so wide; with less all share one.
-_NARROWEST = 22
-_BETWEEN = 2
-#: Two actors have columns of their own in a terminal so wide, even if many steps take two lines.
-_USUAL = 80
-#: A value in `name 3 -> 4` that is longer is cut.
-_VALUE = 20
 
-
-def _plural(number: int, noun: str) -> str:
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(1, width - 1)] + "…"
-
-
-def _pieces(text: str, width: int) -> list[str]:
-    """A text in lines that fit; a word that does not fit is broken."""
-    return wrap(text, max(4, width), subsequent_indent="  ", break_on_hyphens=False) or [""]
-
-
-def _design(result: Mapping[str, Any]) -> str:
+def design_name(result: Mapping[str, Any]) -> str:
     """The design with the options that were set."""
     return " ".join([result["design"], *(f"{name}={value}" for name, value in result["set"].items())])
 
 
-# ---- one schedule -----------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """What one line of a timeline needs of an actor's column."""
-
-    label: str
-    actor: int | None
-    text: str
-    extra: str = ""
-    """A change, or who is waited for."""
-    place: str = ""
-    bars: tuple[str, ...] = ()
-    """The gutter of each actor on the row's first line."""
-    below: tuple[str, ...] = ()
-    """And on its further lines."""
-    bad: bool = False
-
-    @property
-    def words(self) -> str:
-        return f"{self.text}  {self.extra}" if self.extra and self.text else self.text or self.extra
-
-
-def _gutters(before: list[list[str]], held: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
-    """The bars of a row and of what is below it; `before` has a place a lock, and is moved on."""
-    firsts, belows = [], []
-    for slots, names in zip(before, held, strict=True):
-        first = ""
-        for number, name in enumerate(slots):
-            if name and name not in names:
-                slots[number] = ""
-                first += "└"
-            else:
-                first += "│" if name else " "
-        for name in names:
-            if name in slots:
-                continue
-            at = slots.index("") if "" in slots else len(slots)
-            if at == len(slots):
-                slots.append("")
-                first += " "
-            slots[at] = name
-            first = f"{first[:at]}┌{first[at + 1 :]}"
-        firsts.append(first.rstrip())
-        belows.append("".join("│" if name else " " for name in slots).rstrip())
-    return firsts, belows
-
-
-def _plain(text: str) -> str:
-    """A value without the dress of enumerations: <Place.FREE: 0> is FREE."""
-    return re.sub(r"<\w+\.(\w+): [^<>]*>", r"\1", text)
-
-
-def _apart(before: str, after: str) -> tuple[str, str]:
-    """Two long values, begun where they come apart."""
-    if max(len(before), len(after)) > _VALUE:
-        words, others = (re.split(r"(?<=[\s,(])", value) for value in (before, after))
-        same = 0
-        while same < min(len(words), len(others)) and words[same] == others[same]:
-            same += 1
-        if same:
-            before, after = ("…" + "".join(value[same:]) for value in (words, others))
-    return _cut(before, _VALUE), _cut(after, _VALUE)
-
-
-def _change(change: Mapping[str, Any]) -> str:
-    before, after = _apart(_plain(change["before"]), _plain(change["after"]))
-    return f"{change['name']} {before} -> {after}"
-
-
-def _step_words(step: Mapping[str, Any]) -> tuple[str, str]:
-    """A step's operation, and what it changed; for plain words of memory the change says both."""
-    changes = step["changes"]
-    extra = ", ".join(map(_change, changes))
-    plain = len(changes) == 1 and re.fullmatch(r"-?\d+", changes[0]["after"])
-    if plain and re.match(rf"(write|add)\({re.escape(changes[0]['name'])}\b", step["operation"]):
-        return extra, ""
-    return step["operation"], extra
-
-
-def _seen(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The schedule without actors that did nothing and do not matter, such as an idle host."""
-    schedule = result["schedule"]
-    own = [
-        index
-        for index in range(len(schedule["actors"]))
-        if any(step["actor"] == index for step in schedule["steps"])
-        or any(_stuck(result, end) for end in schedule["ends"] if end["actor"] == index)
-    ] or list(range(len(schedule["actors"])))
-    number = {index: at for at, index in enumerate(own)} | {None: None}
-    return {
-        **schedule,
-        "actors": [schedule["actors"][index] for index in own],
-        "steps": [
-            {**step, "actor": number[step["actor"]], "held": [step["held"][index] for index in own]}
-            for step in schedule["steps"]
-        ],
-        "ends": [
-            {**end, "actor": number[end["actor"]], "stuck": _stuck(result, end)}
-            for end in schedule["ends"]
-            if end["actor"] in number
-        ],
-    }
-
-
-def _stuck(result: Mapping[str, Any], end: Mapping[str, Any]) -> bool:
-    """Whether an actor waits for ever or has died; one that has nothing to do waits, too, and may."""
-    fate = end["fate"]
-    name = result["schedule"]["actors"][end["actor"]]["name"]
-    if fate == "waits":
-        return re.search(rf"\b{re.escape(name)} waits\b", result["what"]) is not None
-    return fate not in {"finished", "can go on"}
-
-
-def _rows(schedule: Mapping[str, Any]) -> list[_Row]:
-    """The rows of a schedule: its steps, then who waits for ever or has died."""
-    actors = len(schedule["actors"])
-    slots: list[list[str]] = [[] for _ in range(actors)]
-    nothing = ("",) * actors
-    rows: list[_Row] = []
-    last = 0
-    below: tuple[str, ...] = nothing
-    for step in schedule["steps"]:
-        if schedule["loop"] is not None and step["step"] == schedule["loop"] != last:
-            rows.append(_Row("", None, "from here on, again and again:", bars=below, below=below))
-        firsts, belows = _gutters(slots, step["held"])
-        below = tuple(belows)
-        text, extra = _step_words(step)
-        label = str(step["step"]) if step["step"] != last else ""
-        last = step["step"]
-        rows.append(_Row(label, step["actor"], text, extra, step["place"], tuple(firsts), below))
-    if schedule["loop"] is not None:
-        rows.append(_Row("", None, f"and again from step {schedule['loop']}", bars=below, below=below))
-        return rows
-    for end in schedule["ends"]:
-        fate = end["fate"]
-        if not end["stuck"]:
-            continue
-        text, extra = (end["wants"], fate) if end["wants"] else (fate, "")
-        rows.append(_Row("X", end["actor"], text, extra, end["place"], below, below, bad=True))
-    return rows
-
-
-def _widths(
-    rows: Sequence[_Row], actors: Sequence[Mapping[str, Any]], gutters: list[int], room: int
-) -> list[int]:
-    """How wide each actor's column is: as wide as it would like, or a fair share of the room."""
-    likes = []
-    for index, actor in enumerate(actors):
-        own = [row for row in rows if row.actor == index]
-        place = max((len(row.place) for row in own), default=0)
-        words = max((len(row.words) for row in own), default=0)
-        heading = len(f"{actor['name']}  {actor['role']}")
-        likes.append(max(gutters[index] + words + (place + 2 if place else 0), heading))
-    room -= _BETWEEN * (len(likes) - 1)
-    widths = [0] * len(likes)
-    left = sorted(range(len(likes)), key=lambda index: likes[index])
-    while left:
-        share = room // len(left)
-        index = left.pop(0)
-        widths[index] = min(likes[index], share)
-        room -= widths[index]
-    return widths
-
-
-def _cell(row: _Row, width: int) -> list[tuple[str, str]]:
-    """A row's words in its actor's column: lines of (words, place at the right)."""
-    inner = width - (len(row.place) + 2 if row.place else 0)
-    if len(row.words) <= inner:
-        return [(row.words, row.place)]
-    lines = _pieces(row.text, width)
-    if row.text and row.extra:
-        lines += [f"  {piece}" for piece in _pieces(row.extra, width - 2)]
-    elif row.extra:
-        lines = _pieces(row.extra, width)
-    if not row.place:
-        return [(line, "") for line in lines]
-    for number, line in enumerate(lines):
-        if len(line) <= inner:
-            return [(text, row.place if at == number else "") for at, text in enumerate(lines)]
-    return [*((line, "") for line in lines), ("", _cut(row.place, width))]
-
-
-def _place_at(words: str, place: str, width: int, place_width: int) -> int:
-    """Where a place begins: below those of other rows if it can, else as far right as it goes."""
-    if not place:
-        return len(words)
-    aligned = width - place_width
-    return aligned if len(words) + 2 <= aligned else max(len(words), width - len(place))
-
-
-class _Timeline:
-    """The rows of a schedule, as wide as the console."""
-
-    def __init__(self, schedule: Mapping[str, Any]) -> None:
-        self.actors: Sequence[Mapping[str, Any]] = schedule["actors"]
-        self.rows = _rows(schedule)
-        self.number = max((len(row.label) for row in self.rows), default=1) + 1
-        widths = [
-            max((len(bars) for row in self.rows for bars in (row.bars[actor], row.below[actor])), default=0)
-            for actor in range(len(self.actors))
-        ]
-        self.gutters = [width + 1 if width else 0 for width in widths]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
-        room = options.max_width - self.number - 2
-        widths = _widths(self.rows, self.actors, self.gutters, room)
-        shared = len(widths) > 1 and any(
-            width < _NARROWEST and width < like
-            for width, like in zip(widths, _widths(self.rows, self.actors, self.gutters, 10_000), strict=True)
-        )
-        lines = list(self._shared(room))
-        if not shared:
-            columns = list(self._columns(widths))
-            if len(columns) <= 1.5 * len(lines) or (len(widths) == 2 and options.max_width >= _USUAL):
-                lines = columns
-        for line in lines:
-            line.rstrip()
-            line.no_wrap = True
-            line.truncate(options.max_width, overflow="ellipsis")
-            yield line
-
-    @staticmethod
-    def _style(actor: int) -> str:
-        return _COLOURS[actor % len(_COLOURS)]
-
-    def _label(self, text: str, *, bad: bool) -> Text:
-        return Text(f"{text:>{self.number}}  ", _BAD if bad else "dim")
-
-    def _columns(self, widths: list[int]) -> Iterator[Text]:
-        """A column an actor."""
-        roles = [
-            wrap(about["role"], max(4, width - len(about["name"]) - 2), break_on_hyphens=False) or [""]
-            for about, width in zip(self.actors, widths, strict=True)
-        ]
-        for number in range(max(map(len, roles))):
-            heading = self._label("" if number else "#", bad=False)
-            for actor, (role, width) in enumerate(zip(roles, widths, strict=True)):
-                name = self.actors[actor]["name"]
-                words = (
-                    (name if not number else " " * len(name))
-                    + "  "
-                    + (role[number] if number < len(role) else "")
-                )
-                heading.append(words.ljust(width + _BETWEEN), f"bold {self._style(actor)}")
-            yield heading
-        places = [
-            max((len(row.place) for row in self.rows if row.actor == actor), default=0)
-            for actor in range(len(widths))
-        ]
-        for row in self.rows:
-            if row.actor is None:
-                cells = [(f"── {row.text} ──", "")]
-            else:
-                at = row.actor
-                cells = _cell(row, widths[at] - self.gutters[at])
-            for number, (words, place) in enumerate(cells):
-                line = self._label(row.label if number == 0 else "", bad=row.bad)
-                bars = row.bars if number == 0 else row.below
-                for actor, width in enumerate(widths):
-                    inner = width - self.gutters[actor]
-                    if row.actor is None and actor == 0 and not any(bars):
-                        line.append(words, "dim")
-                        break
-                    if row.actor is None and actor == 0:
-                        line.append(bars[0].ljust(self.gutters[0]), self._style(0))
-                        line.append(_cut(words, inner).ljust(inner + _BETWEEN), "dim")
-                        continue
-                    line.append(bars[actor].ljust(self.gutters[actor]), self._style(actor))
-                    if actor != row.actor:
-                        line.append(" " * (inner + _BETWEEN))
-                        continue
-                    self._words(line, row, words)
-                    column = _place_at(words, place, inner, places[actor])
-                    line.append(" " * (column - len(words)))
-                    line.append(place, "dim")
-                    line.append(" " * max(0, inner - column - len(place)) + " " * _BETWEEN)
-                yield line
-
-    def _shared(self, room: int) -> Iterator[Text]:
-        """One column for all, with the actor's name in front."""
-        for actor, about in enumerate(self.actors):
-            line = self._label("#" if actor == 0 else "", bad=False)
-            line.append(f"{about['name']}  {about['role']}", f"bold {self._style(actor)}")
-            yield line
-        names = max(len(actor["name"]) for actor in self.actors)
-        width = room - names - 2 - sum(self.gutters)
-        place_width = max((len(row.place) for row in self.rows), default=0)
-        column = min(
-            width,
-            max((len(row.words) for row in self.rows if row.actor is not None), default=0) + place_width + 2,
-        )
-        for row in self.rows:
-            cells = [(f"── {row.text} ──", "")] if row.actor is None else _cell(row, column)
-            for number, (words, place) in enumerate(cells):
-                line = self._label(row.label if number == 0 else "", bad=row.bad)
-                for actor, bars in enumerate(row.bars if number == 0 else row.below):
-                    line.append(bars.ljust(self.gutters[actor]), self._style(actor))
-                name = "" if row.actor is None or number else self.actors[row.actor]["name"]
-                line.append(name.ljust(names + 2), f"bold {self._style(row.actor or 0)}")
-                self._words(line, row, words)
-                line.append(" " * (_place_at(words, place, column, place_width) - len(words)))
-                line.append(place, "dim")
-                yield line
-
-    @staticmethod
-    def _words(line: Text, row: _Row, words: str) -> None:
-        """The words of a step; a change stands out."""
-        if row.bad:
-            line.append(words, _BAD)
-        elif row.extra and row.text and words.endswith(row.extra):
-            line.append(words[: -len(row.extra)])
-            line.append(row.extra, "yellow")
-        else:
-            line.append(
-                words,
-                "dim" if row.actor is None else "yellow" if " -> " in words and "(" not in words else "",
-            )
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _summary(schedule: Mapping[str, Any]) -> str:
-    """Who holds and wants what at the end: a sentence an actor."""
-    sentences = []
-    for end in schedule["ends"]:
-        name = schedule["actors"][end["actor"]]["name"]
-        parts = []
-        if end["holds"]:
-            parts.append(f"holds {_and(end['holds'])}")
-        lock = re.fullmatch(r"lock\((.+)\)", end["wants"])
-        if not end["stuck"] and not end["holds"]:
-            continue
-        if end["fate"] == "finished":
-            parts.append("has finished")
-        elif end["fate"] == "can go on":
-            parts.append("can go on")
-        elif not end["wants"]:
-            pass  # dead: what it died of stands in its column, and is the verdict
-        else:
-            parts.append(f"wants {lock[1]}" if lock else f"waits in {end['wants']}")
-        if parts:
-            sentences.append(f"{name} {', '.join(parts)}")
-    return ";  ".join(sentences)
-
-
-def _length(schedule: Mapping[str, Any]) -> str:
-    words = f"{_plural(schedule['length'], 'step')}, {_plural(schedule['preemptions'], 'preemption')}"
-    return f"{words} (minimal)" if schedule["minimal"] else words
+def replay_command(result: Mapping[str, Any], string: str) -> str:
+    """What shows a schedule again."""
+    own = f" --design {result['design']}" if ":" in result["design"] else ""
+    return f"balloonctl replay {string}{own}"
 
 
 class _Joined:
@@ -438,30 +69,23 @@ class _Joined:
         yield line
 
 
-def _drawn(schedule: Mapping[str, Any]) -> list[RenderableType]:
-    """The timeline, and in words what it has come to."""
-    summary = _summary(schedule)
-    return [_Timeline(schedule), *([Text(f" {summary}")] if summary else [])]
-
-
 def _bug(result: Mapping[str, Any]) -> RenderableType:
     """A bug: its heading, its timeline, and in words what it has come to."""
-    schedule = None if result["schedule"] is None else _seen(result)
-    name = _KINDS[result["kind"]][1]
-    heading = [Text.assemble((name, _BAD), f"  {_design(result)} / ", (result["scenario"], "bold"))]
+    schedule = None if result["schedule"] is None else seen(result)
+    name = KINDS[result["kind"]][1]
+    heading = [Text.assemble((name, BAD), f"  {design_name(result)} / ", (result["scenario"], "bold"))]
     if schedule is not None:
-        heading.append(Text(_length(schedule)))
-    heading.append(Text(_plural(result["states"], "state")))
-    own = f" --design {result['design']}" if ":" in result["design"] else ""
+        heading.append(Text(length(schedule)))
+    heading.append(Text(plural(result["states"], "state")))
     if result["replay"]:
-        heading.append(Text(f"balloonctl replay {result['replay']}{own}"))
+        heading.append(Text(replay_command(result, result["replay"])))
     parts: list[RenderableType] = ["", _Joined(heading)]
     if schedule is not None:
-        parts += _drawn(schedule)
-    parts.append(Text.assemble((f" *** {name} *** ", _BAD), result["what"]))
+        parts += drawn(schedule)
+    parts.append(Text.assemble((f" *** {name} *** ", BAD), result["what"]))
     fewest = result["fewest_preemptions"]
     if fewest is not None:
-        words = [f" With fewer preemptions: {_length(fewest)}", f"balloonctl replay {fewest['replay']}{own}"]
+        words = [f" With fewer preemptions: {length(fewest)}", replay_command(result, fewest["replay"])]
         parts.append(_Joined(map(Text, words)))
     return Group(*parts)
 
@@ -469,25 +93,25 @@ def _bug(result: Mapping[str, Any]) -> RenderableType:
 # ---- documents --------------------------------------------------------------
 
 
-def _verdict(result: Mapping[str, Any]) -> Text:
+def verdict(result: Mapping[str, Any]) -> Text:
     """What one scenario has come to, on one line if it fits."""
     match result["verdict"]:
         case "PROVED":
-            return Text(", ".join([_plural(result["states"], "state"), *result["bounds"]]))
+            return Text(", ".join([plural(result["states"], "state"), *result["bounds"]]))
         case "BUG":
-            name = _KINDS[result["kind"]][1]
+            name = KINDS[result["kind"]][1]
             schedule = result["schedule"]
             after = (
-                f": {result['what']}" if schedule is None else f" after {_plural(schedule['length'], 'step')}"
+                f": {result['what']}" if schedule is None else f" after {plural(schedule['length'], 'step')}"
             )
             return Text(f"{'BUG()' if name == 'BUG' else name.lower()}{after}")
         case _:
             guess = result["estimate"]
-            size = f", perhaps {_plural(guess, 'state')} in all" if guess else ""
-            return Text(f"{result['why']} ({_plural(result['states'], 'state')} seen{size})")
+            size = f", perhaps {plural(guess, 'state')} in all" if guess else ""
+            return Text(f"{result['why']} ({plural(result['states'], 'state')} seen{size})")
 
 
-def _totals(results: Sequence[Mapping[str, Any]], seconds: float) -> Text:
+def totals(results: Sequence[Mapping[str, Any]], seconds: float) -> Text:
     """How many of each verdict."""
     numbers = {name: sum(result["verdict"] == name for result in results) for name in _SIGNS}
     text = Text()
@@ -497,7 +121,7 @@ def _totals(results: Sequence[Mapping[str, Any]], seconds: float) -> Text:
             text.append(", " if text else "")
             text.append(f"{sign} {number} {name}", style)
     states = sum(result["states"] for result in results)
-    return text.append(f"  ({_plural(states, 'state')}, {duration(seconds * 1e9)})")
+    return text.append(f"  ({plural(states, 'state')}, {duration(seconds * 1e9)})")
 
 
 def render_explore(document: Mapping[str, Any]) -> RenderableType:
@@ -510,25 +134,25 @@ def render_explore(document: Mapping[str, Any]) -> RenderableType:
     for result in results:
         sign, style = _SIGNS[result["verdict"]]
         table.add_row(
-            Text(f"{sign} {result['verdict']}", style), Text(result["scenario"], "bold"), _verdict(result)
+            Text(f"{sign} {result['verdict']}", style), Text(result["scenario"], "bold"), verdict(result)
         )
-    heading = Text(f"design {_design(results[0])}") if results else Text("no scenario fits this design")
+    heading = Text(f"design {design_name(results[0])}") if results else Text("no scenario fits this design")
     parts: list[RenderableType] = [heading, table]
     parts += [_bug(result) for result in results if result["verdict"] == "BUG"]
     if results:
-        parts += ["", _totals(results, document["seconds"])]
+        parts += ["", totals(results, document["seconds"])]
     return Group(*parts)
 
 
 def render_replay(document: Mapping[str, Any]) -> RenderableType:
     """One schedule again, without a verdict."""
-    schedule = _seen(document)
+    schedule = seen(document)
     heading = [
-        Text.assemble(("REPLAY", "bold"), f"  {_design(document)} / ", (document["scenario"], "bold")),
-        Text(_plural(schedule["length"], "step")),
+        Text.assemble(("REPLAY", "bold"), f"  {design_name(document)} / ", (document["scenario"], "bold")),
+        Text(plural(schedule["length"], "step")),
         Text(document["replay"]),
     ]
-    return Group(_Joined(heading), *_drawn(schedule))
+    return Group(_Joined(heading), *drawn(schedule))
 
 
 def _matrix_cell(result: Mapping[str, Any] | None) -> Text:
@@ -540,7 +164,7 @@ def _matrix_cell(result: Mapping[str, Any] | None) -> Text:
         return Text(sign, style)
     schedule = result["schedule"]
     return Text(
-        f"{_KINDS[result['kind']][0]}{'' if schedule is None else ' ' + str(schedule['length'])}", style
+        f"{KINDS[result['kind']][0]}{'' if schedule is None else ' ' + str(schedule['length'])}", style
     )
 
 
@@ -578,15 +202,15 @@ def render_matrix(document: Mapping[str, Any]) -> RenderableType:
     matrix = _Matrix(results)
     kinds = {result["kind"] for result in results} - {None}
     legend = ["✓ proved"]
-    legend += [f"{letter} {meaning}" for kind, (letter, _, meaning) in _KINDS.items() if kind in kinds]
+    legend += [f"{letter} {meaning}" for kind, (letter, _, meaning) in KINDS.items() if kind in kinds]
     if kinds:
         legend.append("number: steps of the shortest schedule")
     if any(result["verdict"] == "INCOMPLETE" for result in results):
         legend.append("? incomplete, no verdict")
     if not matrix.full:
         legend.append("- means nothing for this design")
-    totals = _totals(results, document["seconds"])
-    return Group(matrix, "", _Joined(map(Text, legend)), totals)
+    numbers = totals(results, document["seconds"])
+    return Group(matrix, "", _Joined(map(Text, legend)), numbers)
 
 
 def render_scenarios(document: Mapping[str, Any]) -> RenderableType:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["count", "duration", "pages", "rate", "size"]
+__all__ = ["count", "duration", "pages", "plural", "rate", "size"]
 
 _PREFIXES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -22,6 +22,11 @@ def size(value: float | None) -> str:
 def count(value: float | None) -> str:
     """A count: ``131,072``; a dash if it was not reported."""
     return "-" if value is None else f"{round(value):,}"
+
+
+def plural(number: int, noun: str) -> str:
+    """A number of things: ``1 step``, ``12 steps``."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def pages(value: int | None) -> str:

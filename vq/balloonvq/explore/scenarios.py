@@ -406,16 +406,20 @@ def program(design: type[Design], scenario: Scenario, options: Mapping[str, str]
     )
 
 
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _bounds(scenario: Scenario) -> tuple[str, ...]:
     found = [
-        f"{len(scenario.actors)} actors and two host queues",
-        f"{scenario.free + scenario.listed} pages",
+        f"{_plural(len(scenario.actors), 'actor')} and two host queues",
+        _plural(scenario.free + scenario.listed, "page"),
         "batches of 1",
     ]
     if "W" in scenario.actors:
-        found.append(f"{scenario.turns} turns of the size worker")
+        found.append(f"{_plural(scenario.turns, 'turn')} of the size worker")
     if scenario.rounds:
-        found.append(f"{scenario.rounds} fruitless OOM rounds")
+        found.append(_plural(scenario.rounds, "fruitless OOM round"))
     flags = ("one_cpu", "explore_time", "all_ops")
     found.extend(flag.replace("_", " ") for flag in flags if getattr(scenario.bounds, flag))
     return tuple(found)
