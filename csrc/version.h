@@ -9,4 +9,7 @@
 /* The distribution's version, such as "0.1.0"; "unversioned" in a build without one. */
 const char *balloonvq_version(void);
 
+/* The compiler that built the core, such as "gcc 12.2.0"; a figure is read with it. */
+const char *balloonvq_compiler(void);
+
 #endif

@@ -28,7 +28,7 @@ import click
 import msgspec
 
 from balloonvq import counters, errors
-from balloonvq.bench import guest, inflate
+from balloonvq.bench import results
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs/reference"
@@ -52,7 +52,7 @@ HEADERS = (
 # ---- JSON documents ---------------------------------------------------------
 
 #: The modules whose public dataclasses are documents, or objects inside one.
-DOCUMENTS = (counters, inflate, guest)
+DOCUMENTS = (counters, results)
 
 
 def field_docs(source: str) -> dict[str, dict[str, str]]:
@@ -170,18 +170,19 @@ def type_name(annotation: str) -> str:
         "tuple[str, ...]": "array of strings",
         "dict[str, int]": "object of integers",
         "dict[str, str]": "object of strings",
+        "dict[str, int | str | bool]": "object of integers, strings and booleans",
     }
     if annotation in words:
         return words[annotation]
     if found := re.fullmatch(r"tuple\[(\w+), \.\.\.\]", annotation):
-        return f"array of {found[1]}"
+        return f"array of {words[found[1]] + 's' if found[1] in words else found[1]}"
     if found := re.fullmatch(r"Literal\[(.*)\]", annotation):
         return ", ".join(
             f"`{word}`" for word in re.findall(r'"([^"]+)"|\'([^\']+)\'', found[1]) for word in word if word
         )
     if " | " in annotation:
         return " or ".join(type_name(part) for part in annotation.split(" | "))
-    alias = getattr(counters, annotation, None)
+    alias = next((vars(module)[annotation] for module in DOCUMENTS if annotation in vars(module)), None)
     if alias is not None and not isinstance(alias, type):
         return type_name(str(alias).removeprefix("typing."))
     return annotation

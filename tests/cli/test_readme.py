@@ -105,7 +105,7 @@ def balloonctl(*arguments: str) -> str:
         ("oom-1", ["oom", "1M"]),
         ("stats-1", ["stats"]),
         ("compact-1", ["compact"]),
-        ("bench-inflate-1", ["bench", "inflate", "--size", "1M", "--runs", "1", "--warmup", "0"]),
+        ("bench-1", ["bench", "inflate", "--size", "1M", "--runs", "1", "--warmup", "0"]),
     ],
 )
 def test_documents_of_a_machine_are_valid(schema: str, command: list[str], runtime_dir: Path) -> None:

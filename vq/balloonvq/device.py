@@ -17,6 +17,7 @@ from balloonvq.counters import Latency
 from balloonvq.errors import InvalidArgument
 from balloonvq.features import BALLOON_QUEUES, Feature
 from balloonvq.ffi import CData, check, ffi, lib
+from balloonvq.histogram import Histogram
 from balloonvq.memory import GuestMemory
 from balloonvq.queue import RingAddresses, ring_config
 
@@ -345,21 +346,10 @@ class BalloonDevice:
 
     def latency(self, queue: int) -> Latency | None:
         """Service time of a queue's requests; None for queues that have none."""
-        histogram = ffi.new("struct histogram *")
-        if lib.bln_latency(self._dev, queue, histogram) < 0:
+        histogram = Histogram()
+        if lib.bln_latency(self._dev, queue, histogram.handle) < 0:
             return None
-
-        def quantile(permille: int) -> int:
-            return int(lib.histogram_quantile(histogram, permille))
-
-        return Latency(
-            count=int(histogram.count),
-            p50_ns=quantile(500),
-            p90_ns=quantile(900),
-            p99_ns=quantile(990),
-            p999_ns=quantile(999),
-            max_ns=int(histogram.max) if histogram.count else 0,
-        )
+        return histogram.latency()
 
     def holds(self, pfn: int) -> bool:
         """Whether the page is in the balloon by the device's own record."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -46,21 +48,51 @@ def shared_cpu() -> int | None:
 
 
 def facts() -> dict[str, str]:
-    """What a figure should be read with: processor, cores, kernel, Python, huge page setting."""
-    cpu = "unknown"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
-    huge = "unknown"
-    with contextlib.suppress(OSError):
-        huge = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").read_text().strip()
+    """What a figure should be read with: processor, cores, kernel, huge page settings, versions, load."""
+    import balloonvq
+    from balloonvq.ffi import ffi, lib
+
     return {
-        "processor": cpu,
+        "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0))),
+        "memory_bytes": str(psutil.virtual_memory().total),
         "kernel": platform.release(),
+        "anonymous_huge_pages": _setting("enabled"),
+        "shmem_huge_pages": _setting("shmem_enabled"),
+        "compiler": ffi.string(lib.balloonvq_compiler()).decode(),
         "python": platform.python_version(),
-        "shmem_huge_pages": huge,
+        "version": balloonvq.__version__,
+        "commit": _commit(),
         "load_average": f"{os.getloadavg()[0]:.2f}",
     }
+
+
+def _processor() -> str:
+    """Its name by /proc/cpuinfo, whatever the architecture calls it there."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in {"model name", "Model", "cpu model", "uarch"}:
+                return value.strip()
+    return platform.machine() or "unknown"
+
+
+def _setting(name: str) -> str:
+    """The chosen one of a transparent huge page setting, which stands in brackets."""
+    with contextlib.suppress(OSError):
+        text = (Path("/sys/kernel/mm/transparent_hugepage") / name).read_text()
+        found = re.search(r"\[(\w+)\]", text)
+        return found[1] if found else text.strip()
+    return "unknown"
+
+
+def _commit() -> str:
+    """The commit of the checkout that this package is run from, with a plus if files changed; else "none"."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "none"
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return told.stdout.strip()
+    return "none"

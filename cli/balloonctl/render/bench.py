@@ -1,8 +1,8 @@
-"""The results of bench: ratios first, then what they are made of."""
+"""The results of bench: a table of rows a benchmark, ratios in front, what they are made of below."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
@@ -10,74 +10,98 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from balloonctl.render.units import duration, size
+from balloonctl.render.units import count, duration, size
 
-__all__ = ["render_guest", "render_inflate"]
-
-
-def render_inflate(document: Mapping[str, Any]) -> RenderableType:
-    """A row a round, the ratio below."""
-    heading = Text(f"{size(document['size_bytes'])} of touched guest memory, design {document['design']}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in ("round", "one hole", "inflate", "ratio", "device CPU", "other CPU"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for number, row in enumerate(document["rounds"], 1):
-        table.add_row(
-            str(number),
-            duration(row["hole_ns"]),
-            duration(row["inflate_ns"]),
-            f"{row['inflate_ns'] / row['hole_ns']:.2f}",
-            duration(row["device_cpu_ns"]),
-            duration(max(0, row["process_cpu_ns"] - row["device_cpu_ns"])),
-        )
-    result = Text.assemble(
-        "inflate takes ",
-        (f"{document['ratio_median']:.2f}", "bold"),
-        f" times one hole (median; {document['ratio_min']:.2f} to {document['ratio_max']:.2f}), "
-        f"{document['inflate_gib_per_s']:.2f} of {document['hole_gib_per_s']:.2f} GiB/s",
-    )
-    return Group(heading, table, result, _where(document["host"]))
+__all__ = ["figure", "render_report"]
 
 
-def _where(host: Mapping[str, str]) -> Text:
-    """What the figures should be read with."""
-    return Text(
-        f"{host['processor']}, {host['cores']} cores, Linux {host['kernel']}, Python {host['python']}, "
-        f"load {host['load_average']}",
-        style="dim",
-    )
+def figure(value: float, row: Mapping[str, Any]) -> str:
+    """A sample of a row for people."""
+    per = f"/{row['per']}" if row["per"] else ""
+    if row["unit"] == "ns":
+        return duration(value) + per
+    digits = 0 if value >= 1000 or value == int(value) else 1 if value >= 100 else 2
+    return f"{value:,.{digits}f} {row['unit']}{per}"
 
 
-def render_guest(document: Mapping[str, Any]) -> RenderableType:
-    """A row a round and direction; rates and the round trip below."""
-    heading = Text(f"{size(document['size_bytes'])} there and back, guest {document['guest']}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in ("round", "", "time", "GiB/s", "device CPU", "share", "returned"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for number, row in enumerate(document["rounds"], 1):
-        for way in ("inflate", "deflate"):
-            elapsed = row[f"{way}_ns"]
-            table.add_row(
-                str(number) if way == "inflate" else "",
-                way,
-                duration(elapsed),
-                f"{document['size_bytes'] / 2**30 / elapsed * 1e9:.2f}",
-                duration(row[f"{way}_device_ns"]),
-                f"{row[f'{way}_device_ns'] / elapsed:.0%}",
-                size(row["returned_bytes"]) if way == "inflate" else "",
+def _rate(row: Mapping[str, Any]) -> str:
+    """Bytes a second, of the median."""
+    if row["bytes"] is None or row["unit"] != "ns" or not row["median"]:
+        return ""
+    return f"{row['bytes'] / row['median'] * 1e9 / 2**30:.2f} GiB/s"
+
+
+def fact(name: str, value: float) -> str:
+    """A side figure for people, by the unit in its name."""
+    stem, _, unit = name.rpartition("_")
+    words = (stem if unit in {"bytes", "ns", "share"} else name).replace("_", " ")
+    match unit:
+        case "bytes":
+            return f"{words} {size(value)}"
+        case "ns":
+            return f"{words} {duration(value)}"
+        case "share":
+            return f"{words} {value:.1%}"
+    return f"{words} {count(value) if value == int(value) else f'{value:.2f}'}"
+
+
+def _ratios(row: Mapping[str, Any]) -> Iterable[Text]:
+    """What a row is in times the others."""
+    for ratio in row["against"]:
+        text = Text.assemble((f"{ratio['median']:.2f}", "bold"), f" × {ratio['row']}")
+        if ratio["at_most"] is not None:
+            reached = ratio["median"] <= ratio["at_most"]
+            text.append(
+                f"  ≤ {ratio['at_most']:g} {'✓' if reached else '✗'}", style="green" if reached else "red"
             )
-    lines = [
-        Text.assemble(
-            f"{way} ",
-            (f"{document[f'{way}_pages_per_s']:,.0f} pages/s", "bold"),
-            f", {document[f'{way}_gib_per_s']:.2f} GiB/s, {document[f'{way}_device_share']:.0%} of the time in the device",
-        )
-        for way in ("inflate", "deflate")
-    ]
-    trip = Text.assemble(
-        "one page, from the host's wish to the driver's report: ",
-        (duration(document["round_trip_ns"]), "bold"),
-        f" (p99 {duration(document['round_trip_p99_ns'])}); a request stays {duration(document['service_p50_ns'])} "
-        "in the device (p50)",
+        yield text
+
+
+def _parameters(result: Mapping[str, Any]) -> str:
+    """The parameters as words."""
+    return ", ".join(
+        f"{name.removesuffix('_bytes').replace('_', '-')} {size(value) if name.endswith('_bytes') else value}"
+        for name, value in result["parameters"].items()
     )
-    return Group(heading, table, *lines, trip, _where(document["host"]))
+
+
+def _result(result: Mapping[str, Any]) -> Iterable[RenderableType]:
+    """A benchmark: heading, rows, side figures, remarks."""
+    runs, warmup = result["runs"], result["warmup"]
+    yield Text.assemble((result["benchmark"], "bold"), f"  {_parameters(result)}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("row", no_wrap=True)
+    for name in ("median", "min", "max", "rate"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("ratio")
+    for row in result["rows"]:
+        table.add_row(
+            row["name"],
+            *(figure(row[name], row) for name in ("median", "min", "max")),
+            _rate(row),
+            Text("\n").join(_ratios(row)),
+        )
+    yield table
+    for row in result["rows"]:
+        if row["facts"]:
+            words = ", ".join(fact(one["name"], one["median"]) for one in row["facts"])
+            yield Text(f"{row['name']}: {words}")
+    yield Text(f"{runs} round{'s' if runs != 1 else ''} after {warmup} to warm up", style="dim")
+    for note in result["notes"]:
+        yield Text(note, style="dim")
+
+
+def render_report(document: Mapping[str, Any]) -> RenderableType:
+    """All results of a run, and what they should be read with."""
+    host = document["host"]
+    parts: list[RenderableType] = []
+    for result in document["results"]:
+        parts += [*_result(result), Text()]
+    parts.append(
+        Text(
+            f"{host['processor']}, {host['cores']} cores, Linux {host['kernel']}, {host['compiler']}, "
+            f"Python {host['python']}, commit {host['commit']}, load {host['load_average']}",
+            style="dim",
+        )
+    )
+    return Group(*parts)

@@ -1,6 +1,33 @@
 """What this costs, beside what it is held against, measured in one run.
 
-Every benchmark alternates its rows, so that drift of the machine falls on all of
-them, and reports ratios within a round. Absolute figures describe one
-machine on one day; ratios travel.
+`measure` has the contract that a benchmark fulfils and the runner; `results` the document that comes
+out. A benchmark is a module here with a ``BENCHMARK`` and a line in `BENCHMARKS`.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from balloonvq.bench.measure import Definition
+
+__all__ = ["BENCHMARKS", "find"]
+
+#: Every benchmark: the module's name and a line about it, in the order of `bench all`.
+BENCHMARKS = {
+    "inflate": "How long an inflate takes, in times one hole over the same bytes.",
+    "guest": "How fast a real Linux guest inflates and deflates, and what of it is the device.",
+}
+
+
+def find(name: str) -> Definition:
+    """The benchmark of that name; this imports its module.
+
+    Raises:
+        KeyError: if there is none.
+    """
+    if name not in BENCHMARKS:
+        raise KeyError(name)
+    definition: Definition = import_module(f"balloonvq.bench.{name}").BENCHMARK
+    return definition
