@@ -284,6 +284,7 @@ static void reset(struct bln_device *dev)
 		vq_device_destroy(q->vq);
 		q->vq = NULL;
 		q->holding = false; /* dropped and not used (T-14) */
+		q->next = BLN_STEP_POP;
 		lower(q->call_fd);
 	}
 	lower(dev->config_fd);

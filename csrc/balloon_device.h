@@ -25,6 +25,9 @@
  * Ring corruption sets DEVICE_NEEDS_RESET and raises a configuration change
  * (CORE-DEV-03, CORE-DEV-04); bln_broken() says which queue and why.
  *
+ * A pass over a queue is one call, or five: bln_step() stops after each thing that a driver, or the
+ * other queue, can meet half done.
+ *
  * Threads: all calls may be made from any thread. Queues are processed by
  * bln_process(), by one thread at a time, normally the worker (worker.h).
  */
@@ -165,7 +168,8 @@ int bln_queue_start(struct bln_device *dev, unsigned queue, const struct vq_conf
 /*
  * Stops a queue and returns the available index at which it is to go on, or -EINVAL if it is not
  * started. Every chain before that index is used; once this returns, the ring is left alone. A
- * statistics buffer that is held counts as not taken: it is read again after the next start.
+ * statistics buffer that is held counts as not taken: it is read again after the next start. So
+ * does a request between two steps (bln_step()) that is not used yet.
  */
 int bln_queue_stop(struct bln_device *dev, unsigned queue);
 
@@ -249,5 +253,27 @@ void bln_faults_get(struct bln_device *dev, struct bln_faults *out);
  * not enabled, stalled, or before DRIVER_OK (CORE-DEV-02), -EIO if it is or became broken.
  */
 int bln_process(struct bln_device *dev, unsigned queue);
+
+/* What a pass does with one inflate or deflate request, in this order. */
+enum bln_step {
+	BLN_STEP_POP,  /* takes the next chain */
+	BLN_STEP_READ, /* reads its PFNs from guest memory */
+	BLN_STEP_ACT,  /* inflate: notes the pages and discards them; deflate: gives them up */
+	BLN_STEP_USE,  /* shows the used entry */
+	BLN_STEP_CALL  /* notifies the driver, if it wants that */
+};
+
+/*
+ * One step of one request, for a caller that decides what happens in between: a forced schedule.
+ * While a request is in hand bln_process() leaves the queue alone. Injected faults do not delay or
+ * stall steps. BLN_STEP_READ copies up to n PFNs to pfns, in the host's byte order.
+ *
+ * Returns, for POP: 1, or 0 if nothing is available; READ: the number of PFNs of the request;
+ * ACT: how many came into or left the balloon; USE: 1; CALL: 1 if the driver was to be notified,
+ * else 0. -EINVAL for no inflate or deflate queue, or a step that is not the next one; -EBUSY if
+ * the queue is not started, or before DRIVER_OK; -E2BIG for a request of more than 4096 PFNs, which
+ * stays as it is (reset or stop the queue); -EIO if it is or became broken.
+ */
+int bln_step(struct bln_device *dev, unsigned queue, enum bln_step step, uint32_t *pfns, size_t n);
 
 #endif

@@ -49,6 +49,9 @@ struct bln_queue {
 	uint32_t size;           /* descriptors; under state */
 	uint16_t shown;          /* used index as the driver sees it; atomic */
 	bool holding;            /* statistics: a buffer is held; under lock */
+	enum bln_step next;      /* bln_step(): what is to be done next; under lock */
+	struct vq_chain chain;   /* bln_step(): the request in hand; likewise */
+	size_t in_hand;          /* bln_step(): PFNs of it in `pfns`; likewise */
 	uint16_t held_head;      /* its head */
 	int kick_fd;             /* driver to device; also our own pokes */
 	int call_fd;             /* device to driver, unless there is an outside one */

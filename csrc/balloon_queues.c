@@ -232,8 +232,8 @@ static bool valid_pfn(const struct bln_device *dev, struct gm_window *window, ui
 	       gm_at_window(dev->mem, window, (uint64_t)pfn << GM_PAGE_SHIFT, GM_PAGE_SIZE);
 }
 
-/* Works off n little-endian PFNs in q->pfns. */
-static void inflate_piece(struct bln_device *dev, struct bln_queue *q, size_t n)
+/* Works off n little-endian PFNs in q->pfns. Returns how many pages came into the balloon. */
+static size_t inflate_piece(struct bln_device *dev, struct bln_queue *q, size_t n)
 {
 	struct gm_window window = {0};
 	size_t kept = 0, outside = 0;
@@ -267,14 +267,16 @@ static void inflate_piece(struct bln_device *dev, struct bln_queue *q, size_t n)
 		atomic_add(dev->count.pfns_out_of_range, outside);
 		atomic_add(dev->count.pfns_duplicate, n - outside - kept);
 	}
+	return kept;
 }
 
 /*
  * The way back only clears the record. Shared file memory comes back by itself at the first
  * touch, as zeroes; a page that was still owed has its content. What is being discarded at this
  * moment must be gone before the acknowledgement: after it the guest writes there (BAL-DEV-06).
+ * Returns how many pages left the balloon.
  */
-static void deflate_piece(struct bln_device *dev, struct bln_queue *q, size_t n)
+static size_t deflate_piece(struct bln_device *dev, struct bln_queue *q, size_t n)
 {
 	struct gm_window window = {0};
 	size_t kept = 0, outside = 0;
@@ -306,6 +308,12 @@ static void deflate_piece(struct bln_device *dev, struct bln_queue *q, size_t n)
 		atomic_add(dev->count.pfns_out_of_range, outside);
 		atomic_add(dev->count.pfns_never_inflated, n - outside - kept);
 	}
+	return kept;
+}
+
+static size_t pfn_piece(struct bln_device *dev, struct bln_queue *q, unsigned queue, size_t n)
+{
+	return queue == QUEUE_INFLATE ? inflate_piece(dev, q, n) : deflate_piece(dev, q, n);
 }
 
 /* Works off a request and acknowledges it. False if a reset cut it short. */
@@ -320,10 +328,8 @@ static bool pfn_chain(struct bln_device *dev, struct bln_queue *q, unsigned queu
 	do {
 		bytes = vq_read(&reader, q->pfns, PIECE_PFNS * sizeof(*q->pfns));
 		n = bytes / sizeof(*q->pfns);
-		if (n > 0 && queue == QUEUE_INFLATE)
-			inflate_piece(dev, q, n);
-		else if (n > 0)
-			deflate_piece(dev, q, n);
+		if (n > 0)
+			(void)pfn_piece(dev, q, queue, n);
 		/* Only the last piece can be odd: a cut inside a PFN is no end (T-28). */
 		if (bytes % sizeof(*q->pfns))
 			atomic_add(dev->count.odd_bytes, bytes % sizeof(*q->pfns));
@@ -416,7 +422,7 @@ static int pass(struct bln_device *dev, struct bln_queue *q, unsigned queue)
 	bool call = false, more;
 	int error = 0;
 
-	if (!q->vq || !live(dev) || stalled(dev, queue))
+	if (!q->vq || !live(dev) || stalled(dev, queue) || q->next != BLN_STEP_POP)
 		return 0;
 	if (vq_device_broken(q->vq) != VQ_OK)
 		return -EIO;
@@ -457,6 +463,91 @@ int bln_process(struct bln_device *dev, unsigned queue)
 	q = &dev->queues[queue];
 	pthread_mutex_lock(&q->lock);
 	rc = pass(dev, q, queue);
+	pthread_mutex_unlock(&q->lock);
+	return rc;
+}
+
+/* ---- a pass in steps ----------------------------------------------------- */
+
+static int step_pop(struct bln_device *dev, struct bln_queue *q, unsigned queue)
+{
+	const int rc = vq_device_pop(q->vq, &q->chain);
+
+	if (rc < 0)
+		broke(dev, q, queue);
+	else if (rc > 0)
+		atomic_add(q->count.popped, 1);
+	return rc < 0 ? -EIO : rc;
+}
+
+static int step_read(struct bln_device *dev, struct bln_queue *q, uint32_t *pfns, size_t n)
+{
+	struct vq_reader reader;
+	size_t bytes;
+
+	if (q->chain.readable_bytes > PIECE_PFNS * sizeof(*q->pfns))
+		return -E2BIG;
+	vq_reader_init(&reader, &q->chain);
+	bytes = vq_read(&reader, q->pfns, PIECE_PFNS * sizeof(*q->pfns));
+	atomic_add(dev->count.odd_bytes, bytes % sizeof(*q->pfns));
+	q->in_hand = bytes / sizeof(*q->pfns);
+	for (size_t i = 0; i < q->in_hand && i < n; i++)
+		pfns[i] = le32toh(q->pfns[i]);
+	return (int)q->in_hand;
+}
+
+static int step_use(struct bln_device *dev, struct bln_queue *q)
+{
+	atomic_add(dev->count.requests, 1);
+	bln_acknowledge(dev, q, q->chain.head);
+	return 1;
+}
+
+static int step_call(struct bln_device *dev, struct bln_queue *q)
+{
+	if (!bln_call_wanted(dev, q))
+		return 0;
+	bln_call(dev, q);
+	return 1;
+}
+
+/* bln_step() with the queue's lock held, of a queue that may be stepped. */
+static int do_step(struct bln_device *dev, struct bln_queue *q, unsigned queue, enum bln_step step,
+		   uint32_t *pfns, size_t n)
+{
+	switch (step) {
+	case BLN_STEP_POP:
+		return step_pop(dev, q, queue);
+	case BLN_STEP_READ:
+		return step_read(dev, q, pfns, n);
+	case BLN_STEP_ACT:
+		return q->in_hand > 0 ? (int)pfn_piece(dev, q, queue, q->in_hand) : 0;
+	case BLN_STEP_USE:
+		return step_use(dev, q);
+	default:
+		return step_call(dev, q);
+	}
+}
+
+int bln_step(struct bln_device *dev, unsigned queue, enum bln_step step, uint32_t *pfns, size_t n)
+{
+	struct bln_queue *q;
+	int rc;
+
+	if (queue != QUEUE_INFLATE && queue != QUEUE_DEFLATE)
+		return -EINVAL;
+	q = &dev->queues[queue];
+	pthread_mutex_lock(&q->lock);
+	if (step != q->next)
+		rc = -EINVAL;
+	else if (!q->vq || !live(dev))
+		rc = -EBUSY;
+	else if (vq_device_broken(q->vq) != VQ_OK)
+		rc = -EIO;
+	else
+		rc = do_step(dev, q, queue, step, pfns, n);
+	if (rc > 0 || (rc == 0 && step != BLN_STEP_POP))
+		q->next = step == BLN_STEP_CALL ? BLN_STEP_POP : (enum bln_step)(step + 1);
 	pthread_mutex_unlock(&q->lock);
 	return rc;
 }

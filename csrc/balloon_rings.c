@@ -95,6 +95,7 @@ static int start(struct bln_device *dev, unsigned queue, const struct vq_config 
 	q->size = config->size;
 	q->avail_idx_addr = config->driver_addr + RING_IDX;
 	q->holding = false;
+	q->next = BLN_STEP_POP;
 	atomic_set(q->shown, used);
 	atomic_set(q->count.popped, 0);
 	atomic_set(q->count.pushed, 0);
@@ -138,7 +139,11 @@ int bln_queue_stop(struct bln_device *dev, unsigned queue)
 		/* The buffer that is held came last, since an older one is given back for a newer. */
 		if (q->holding)
 			rc = (uint16_t)(rc - 1);
+		/* Likewise what was popped by bln_step() and is not used yet. */
+		if (q->next > BLN_STEP_POP && q->next <= BLN_STEP_USE)
+			rc = (uint16_t)(rc - 1);
 		q->holding = false;
+		q->next = BLN_STEP_POP;
 		pthread_mutex_lock(&dev->state);
 		vq_device_destroy(q->vq);
 		q->vq = NULL;

@@ -149,7 +149,8 @@ static void step(struct gm *mem, struct bln_device *dev, struct input *in)
 	static const uint8_t way[] = {0, 1, 3, 11, 15, 143};
 	uint8_t bytes[BLN_CONFIG_BYTES], before[3 * RING_BYTES];
 	const bool live = bln_status(dev) & BLN_STATUS_DRIVER_OK;
-	uint32_t offset, len;
+	uint32_t offset, len, pfn;
+	uint8_t queue;
 
 	switch (take(in) % 12) {
 	case 0:
@@ -192,7 +193,11 @@ static void step(struct gm *mem, struct bln_device *dev, struct input *in)
 		break;
 	case 9:
 		memcpy(before, gm_at(mem, 0, sizeof(before)), sizeof(before));
-		(void)bln_process(dev, take(in) % 4);
+		queue = take(in);
+		if (queue & 128)
+			(void)bln_step(dev, queue % 4, (enum bln_step)(queue / 4 % 8), &pfn, 1);
+		else
+			(void)bln_process(dev, queue % 4);
 		if (!live) /* CORE-DEV-02, CORE-DEV-11 */
 			must(memcmp(before, gm_at(mem, 0, sizeof(before)), sizeof(before)) == 0);
 		break;

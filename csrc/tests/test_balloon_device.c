@@ -355,6 +355,82 @@ static void test_inflate_and_deflate(void)
 	rig_drop(&rig);
 }
 
+static void test_a_request_in_steps(void)
+{
+	const uint32_t first = htole32(RIG_USER), second = htole32(RIG_USER + 1);
+	uint32_t seen[2] = {0};
+	struct rig rig;
+
+	rig_make(&rig);
+	rig_start(&rig, BLN_F_MUST_TELL_HOST, 8);
+	t_equal(0, gm_populate(rig.mem, (uint64_t)RIG_USER << GM_PAGE_SHIFT, 2 * GM_PAGE_SIZE));
+	t_equal(0, bln_step(rig.dev, INFLATE, BLN_STEP_POP, NULL, 0));
+	t_equal(-EINVAL, bln_step(rig.dev, INFLATE, BLN_STEP_READ, seen, 2));
+	t_equal(-EINVAL, bln_step(rig.dev, STATS, BLN_STEP_POP, NULL, 0));
+
+	rig_send(&rig, INFLATE, &first, 4);
+	t_equal(1, bln_step(rig.dev, INFLATE, BLN_STEP_POP, NULL, 0));
+	t_equal(-EINVAL, bln_step(rig.dev, INFLATE, BLN_STEP_POP, NULL, 0));
+	t_equal(0, bln_process(rig.dev, INFLATE));
+	/* The array is the driver's to change until it is read. */
+	t_equal(0, gm_write(rig.mem, rig_data(INFLATE), &second, 4));
+	t_equal(1, bln_step(rig.dev, INFLATE, BLN_STEP_READ, seen, 2));
+	t_equal(RIG_USER + 1, seen[0]);
+	t_check(rig_present(&rig, RIG_USER + 1));
+	t_equal(1, bln_step(rig.dev, INFLATE, BLN_STEP_ACT, NULL, 0));
+	t_check(!rig_present(&rig, RIG_USER + 1));
+	t_check(rig_present(&rig, RIG_USER));
+	t_equal(1, bln_holds(rig.dev, RIG_USER + 1));
+	t_equal(0, t_raw_used_idx(&rig.rings[INFLATE]));
+	t_equal(1, bln_step(rig.dev, INFLATE, BLN_STEP_USE, NULL, 0));
+	t_equal(1, t_raw_used_idx(&rig.rings[INFLATE]));
+	t_equal(0, rig_events(bln_call_fd(rig.dev, INFLATE)));
+	t_equal(1, bln_step(rig.dev, INFLATE, BLN_STEP_CALL, NULL, 0));
+	t_equal(1, rig_events(bln_call_fd(rig.dev, INFLATE)));
+	rig_take(&rig, INFLATE);
+	rig_run(&rig, INFLATE, RIG_USER + 4, 2); /* whole passes go on */
+	t_equal(2, rig_count(&rig).requests);
+	rig_drop(&rig);
+}
+
+static void test_a_request_in_steps_is_forgotten_or_read_again(void)
+{
+	uint32_t seen[1];
+	struct rig rig;
+
+	rig_make(&rig);
+	rig_start(&rig, BLN_F_MUST_TELL_HOST, 8);
+	rig_send_run(&rig, INFLATE, RIG_USER, 1);
+	t_equal(1, bln_step(rig.dev, INFLATE, BLN_STEP_POP, NULL, 0));
+	t_equal(0, bln_queue_stop(rig.dev, INFLATE));
+	t_equal(-EINVAL, bln_step(rig.dev, INFLATE, BLN_STEP_READ, seen, 1));
+	t_equal(-EBUSY, bln_step(rig.dev, INFLATE, BLN_STEP_POP, NULL, 0));
+	t_equal(0, bln_queue_start(rig.dev, INFLATE, &rig.rings[INFLATE].config, 0));
+	t_equal(1, bln_process(rig.dev, INFLATE));
+	rig_take(&rig, INFLATE);
+
+	rig_send_run(&rig, INFLATE, RIG_USER + 1, 1);
+	t_equal(1, bln_step(rig.dev, INFLATE, BLN_STEP_POP, NULL, 0));
+	t_equal(0, bln_set_status(rig.dev, 0));
+	t_equal(0, bln_holds(rig.dev, RIG_USER + 1));
+	rig_start(&rig, BLN_F_MUST_TELL_HOST, 8);
+	rig_run(&rig, INFLATE, RIG_USER + 2, 1);
+	rig_drop(&rig);
+}
+
+static void test_a_request_too_long_for_steps(void)
+{
+	struct rig rig;
+
+	rig_make(&rig);
+	rig_start(&rig, BLN_F_MUST_TELL_HOST, 8);
+	rig_offer(&rig, INFLATE, rig_data(INFLATE), 4 * 4096 + 4);
+	t_equal(1, bln_step(rig.dev, INFLATE, BLN_STEP_POP, NULL, 0));
+	t_equal(-E2BIG, bln_step(rig.dev, INFLATE, BLN_STEP_READ, NULL, 0));
+	t_equal(-E2BIG, bln_step(rig.dev, INFLATE, BLN_STEP_READ, NULL, 0));
+	rig_drop(&rig);
+}
+
 static void test_t_15_bad_pfns_are_counted_ignored_and_acknowledged(void)
 {
 	uint32_t pfns[] = {RIG_USER, RIG_USER + 1, RIG_USER, RIG_PAGES, UINT32_MAX, RIG_PAGES - 1};
@@ -1112,6 +1188,9 @@ static const struct t_test tests[] = {
     T_TEST(test_core_dev_13_trn_01_target_notifies),
     T_TEST(test_queue_enable_errors),
     T_TEST(test_inflate_and_deflate),
+    T_TEST(test_a_request_in_steps),
+    T_TEST(test_a_request_in_steps_is_forgotten_or_read_again),
+    T_TEST(test_a_request_too_long_for_steps),
     T_TEST(test_t_15_bad_pfns_are_counted_ignored_and_acknowledged),
     T_TEST(test_t_15_chains_without_a_readable_byte),
     T_TEST(test_t_28_split_dev_01_pfns_cut_anywhere),

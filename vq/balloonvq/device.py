@@ -29,6 +29,7 @@ __all__ = [
     "DeviceStats",
     "DiscardMethod",
     "QueueFd",
+    "Step",
 ]
 
 #: How pages go back to the host.
@@ -49,6 +50,19 @@ QueueFd = Literal["kick", "call", "err"]
 QUEUE_FDS: tuple[QueueFd, ...] = ("kick", "call", "err")
 
 _FDS = {"kick": lib.BLN_FD_KICK, "call": lib.BLN_FD_CALL, "err": lib.BLN_FD_ERR}
+
+#: What a pass does with a request, step by step; the second one, `read`, is `BalloonDevice.step_read`.
+Step = Literal["pop", "act", "use", "call"]
+
+_STEPS = {
+    "pop": lib.BLN_STEP_POP,
+    "act": lib.BLN_STEP_ACT,
+    "use": lib.BLN_STEP_USE,
+    "call": lib.BLN_STEP_CALL,
+}
+
+#: Most PFNs of a request that is done in steps.
+STEP_PFNS_MAX = 4096
 
 #: Fields of `struct bln_faults`: injected trouble.
 FAULTS = ("ack_delay_ns", "stall_queues", "lose_kicks", "lose_calls", "wrong_used_len", "fail_discards")
@@ -273,6 +287,26 @@ class BalloonDevice:
     def process(self, queue: int) -> int:
         """One pass over a queue by the calling thread; only while no device thread runs."""
         return int(lib.bln_process(self._dev, queue))
+
+    def step(self, queue: int, step: Step) -> int:
+        """One step of one inflate or deflate request; see `bln_step`. What it returns is said there.
+
+        Raises:
+            CoreError: if it is not the next step, or the queue is not started.
+        """
+        return check(lib.bln_step(self._dev, queue, _STEPS[step], ffi.NULL, 0), f"{step} a request")
+
+    def step_read(self, queue: int) -> tuple[int, ...]:
+        """The step that reads the PFNs of the request in hand, and what it has read; see `step`.
+
+        Raises:
+            CoreError: as `step`, and for a request of more than 4096 PFNs.
+        """
+        pfns = ffi.new("uint32_t[]", STEP_PFNS_MAX)
+        count = check(
+            lib.bln_step(self._dev, queue, lib.BLN_STEP_READ, pfns, STEP_PFNS_MAX), "read a request"
+        )
+        return tuple(ffi.unpack(pfns, count))
 
     @property
     def cpu_ns(self) -> int:
