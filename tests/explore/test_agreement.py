@@ -9,7 +9,10 @@ import itertools
 
 import pytest
 
+from balloonvq.driver.designs import find
 from balloonvq.explore import dpor, naive, product, programs, random_walk
+from balloonvq.explore.scenarios import SCENARIOS, program, scenarios_for
+from balloonvq.explore.verdict import Outcome
 from balloonvq.explore.world import Bounds
 
 CHUNKS = 25
@@ -78,3 +81,32 @@ def test_the_programs_are_worth_comparing() -> None:
     livelocks = [f for f in found if f.livelocks]
     several = [f for f in found if len(f.ends) > 1]
     assert min(map(len, (deadlocks, errors, livelocks, several))) >= 10
+
+
+@pytest.mark.parametrize("scenario", [one.name for one in scenarios_for(find("split"))])
+@pytest.mark.parametrize("design", ["split", "modern"])
+def test_no_engine_contradicts_another_about_a_shipped_scenario(design: str, scenario: str) -> None:
+    """N and D decide those that are small enough for them, and those whose bug comes early."""
+    explored = program(find(design), SCENARIOS[scenario])
+    expected = product.explore(explored).outcome
+    for engine in (naive, dpor):
+        verdict = engine.explore(explored, executions_max=60)
+        if verdict.outcome is not Outcome.INCOMPLETE:
+            assert verdict.outcome is expected, (verdict, expected)
+
+
+@pytest.mark.parametrize(
+    ("engine", "scenario"),
+    [(naive, "teardown"), (dpor, "teardown"), (dpor, "fill-user"), (dpor, "teardown-oom")],
+)
+def test_scenarios_that_are_small_enough_are_proved_by_others_too(engine, scenario) -> None:
+    assert engine.explore(program(find("modern"), SCENARIOS[scenario])).outcome is Outcome.PROVED
+
+
+@pytest.mark.parametrize("engine", [naive, dpor])
+def test_an_execution_that_was_given_up_is_no_verdict(engine) -> None:
+    """Brute force takes a caller round its retry loop for ever, which no fair scheduler does."""
+    explored = program(find("split"), SCENARIOS["two-ooms"])
+    verdict = engine.explore(explored, executions_max=3)
+    assert verdict.outcome is Outcome.INCOMPLETE
+    assert "20000 steps" in verdict.why

@@ -262,10 +262,10 @@ def _run(world: World, visit: Callable[[Execution], bool], *, stop_on_error: boo
         except _Asleep:
             asleep = True
             explorer.marks.pop()
-        explorer.races(execution)
         count += 1
         if not asleep and not visit(execution):
             return count
+        explorer.races(execution)
         assert execution.log is not None
         if not explorer.advance(execution.log):
             return count

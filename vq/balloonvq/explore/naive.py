@@ -94,6 +94,8 @@ def judge(execution: Execution) -> tuple[Kind, str] | None:
     for actor in execution.actors:
         if actor.error is not None:
             return Kind.ERROR, f"{actor.name}: {Raised(actor.error)!r}"
+    if execution.ending == "bound":
+        return None  # given up in the middle: nobody has come to his end
     stuck = execution.stuck
     if execution.spinning:
         return Kind.LIVELOCK, f"{', '.join(a.name for a in execution.spinning)} for ever without progress"
