@@ -22,6 +22,9 @@ How a start goes::
     returns                  <────────────    {"ready": ...} or {"error": ...}
 
 If the reader of the pipe goes away before ``ready`` (Ctrl-C, SIGKILL), the child ends too.
+
+A machine whose lock or socket file is removed or replaced can no longer be found. It looks after
+both once a second, and ends when one is gone, with a line in its log.
 """
 
 from __future__ import annotations
@@ -50,12 +53,14 @@ from balloonvq.errors import (
     BalloonError,
     InternalError,
     InvalidArgument,
+    MachineDied,
     MachineError,
     MachineExists,
     MachineUnreachable,
     NoSuchMachine,
 )
 from balloonvq.qmp.client import QMPClient, restore_error
+from balloonvq.unix_sockets import somebody_listens
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -76,6 +81,7 @@ __all__ = [
     "StopMethod",
     "connect",
     "list_machines",
+    "machine_names",
     "runtime_dir",
     "serve",
     "start",
@@ -97,6 +103,9 @@ StopMethod: TypeAlias = Literal["quit", "terminated", "killed"]
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,39}", re.ASCII)
 
 _POLL_SECONDS = 0.01
+
+#: How often a machine looks whether its files are still there.
+_LOOK_SECONDS = 1.0
 
 
 class MachineEntry(TypedDict):
@@ -234,7 +243,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
     """Whether the open file is the one at `path`."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -287,19 +296,22 @@ def _clean(files: _Files, *, keep_log: bool) -> None:
 # ---- what there is ---------------------------------------------------------
 
 
+def machine_names() -> list[str]:
+    """Names that have a lock file, sorted; whether their machines live is not looked at.
+
+    :raise MachineError: see `runtime_dir`.
+    """
+    return sorted(lock.stem for lock in runtime_dir().glob("*.lock") if _NAME.fullmatch(lock.stem))
+
+
 def list_machines() -> list[MachineEntry]:
     """Every machine, sorted by name; the leftovers of dead ones are removed, their logs stay.
 
     :raise MachineError: see `runtime_dir`.
     """
     directory = runtime_dir()
-    entries = []
-    for lock in sorted(directory.glob("*.lock")):
-        if _NAME.fullmatch(lock.stem):
-            entry = _inspect(_files_in(directory, lock.stem))
-            if entry is not None:
-                entries.append(entry)
-    return entries
+    entries = (_inspect(_files_in(directory, name)) for name in machine_names())
+    return [entry for entry in entries if entry is not None]
 
 
 def _inspect(files: _Files) -> MachineEntry | None:
@@ -318,13 +330,21 @@ def _inspect(files: _Files) -> MachineEntry | None:
         time.sleep(_POLL_SECONDS)
     state: Literal["starting", "alive", "dead"] = "dead"
     if lock is None:
-        state = "starting" if info.get("state") == "starting" else "alive"
+        # Whoever has just taken the lock has not written anything yet.
+        state = "alive" if info.get("state") == "running" else "starting"
     else:
         info = _read_info(files.lock)
         _clean(files, keep_log=True)
         os.close(lock)
         if not info:
             return None
+    return _entry(files, info, state)
+
+
+def _entry(
+    files: _Files, info: Mapping[str, Any], state: Literal["starting", "alive", "dead"]
+) -> MachineEntry:
+    """A machine as its lock file describes it."""
     pid, started, options = info.get("pid"), info.get("started"), info.get("options")
     return MachineEntry(
         name=files.name,
@@ -337,42 +357,84 @@ def _inspect(files: _Files) -> MachineEntry | None:
     )
 
 
-def connect(name: str, timeout: float = 5.0) -> QMPClient:
+def connect(name: str, timeout: float = 5.0, starting: float = 60.0) -> QMPClient:
     """A conversation with the machine `name`.
 
-    :raise NoSuchMachine: there is none, or it died.
+    `timeout` is how long it may take to answer, in seconds; `starting` how long to wait
+    for one that somebody has begun to start.
+
+    :raise NoSuchMachine: there is none.
+    :raise MachineDied: there was one.
     :raise MachineUnreachable: it is still starting, or does not answer.
     :raise InvalidArgument: no machine can have that name.
     """
     files = _files(name)
-    try:
-        return QMPClient.connect(files.socket, timeout)
-    except (NoSuchMachine, MachineUnreachable):
-        entry = _inspect(files)
-        if entry is None:
-            raise _no_machine(name) from None
-        if entry["state"] == "dead":
-            raise _died(entry) from None
-        if entry["state"] == "starting":
-            raise MachineUnreachable(
-                f"the machine {name} is still starting",
-                why=f"process {entry['pid']} is making it",
-                hint="try again",
-            ) from None
-        raise
+    deadline = time.monotonic() + starting
+    was_alive = False
+    while True:
+        begun = time.monotonic()
+        try:
+            return QMPClient.connect(files.socket, timeout)
+        except (NoSuchMachine, MachineUnreachable):
+            entry = _inspect(files)
+            if entry is None:
+                raise _no_machine(name) from None
+            if entry["state"] == "dead":
+                raise _died(entry) from None
+            if time.monotonic() - begun >= timeout and entry["state"] == "alive":
+                raise _silent(entry, timeout) from None
+            # One that was starting when we knocked may have its socket by now: knock again.
+            if was_alive:
+                raise
+            was_alive = entry["state"] == "alive"
+            if time.monotonic() >= deadline:
+                raise MachineUnreachable(
+                    f"the machine {name} is still starting",
+                    why=f"process {entry['pid']} is making it",
+                    hint="try again",
+                ) from None
+        time.sleep(_POLL_SECONDS)
 
 
-def _no_machine(name: str) -> NoSuchMachine:
-    return NoSuchMachine(
-        f"no machine {name} is running", hint="balloonctl start" + ("" if name == "default" else f" {name}")
+def _silent(entry: MachineEntry, timeout: float) -> MachineUnreachable:
+    """What to raise since a machine took a connection and said nothing."""
+    name, pid = entry["name"], entry["pid"]
+    stopped = _process_state(pid) in {"T", "t"}
+    return MachineUnreachable(
+        f"the machine {name} does not answer",
+        why=f"its process {pid} is stopped, by SIGSTOP or a debugger"
+        if stopped
+        else f"its process {pid} runs, but sent no greeting within {timeout:g} s",
+        hint=(f"kill -CONT {pid} lets it go on, " if stopped else "") + f"balloonctl stop {name} ends it",
     )
 
 
-def _died(entry: MachineEntry) -> NoSuchMachine:
-    return NoSuchMachine(
+def _process_state(pid: int | None) -> str:
+    """The letter of proc(5) for what a process does; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def _no_machine(name: str) -> NoSuchMachine:
+    return NoSuchMachine(f"no machine {name} is running", hint=_how_to_start(name))
+
+
+def _how_to_start(name: str) -> str:
+    return "balloonctl start" + ("" if name == "default" else f" {name}")
+
+
+def _died(entry: MachineEntry) -> MachineDied:
+    """What to raise since a machine has ended by itself, or was killed."""
+    since = f", which ran since {entry['started']}," if entry["started"] else ""
+    log = Path(entry["log"])
+    words = _last_words(log)
+    left = f"the last line of its log {log} is: {words}" if words else "it left no message"
+    return MachineDied(
         f"the machine {entry['name']} is no longer running",
-        why=f"process {entry['pid']} ended without being asked to; its log, if any, is {entry['log']}",
-        hint=f"balloonctl start {entry['name']}",
+        why=f"process {entry['pid'] or '?'}{since} ended without being asked to; {left}",
+        hint=f"{_how_to_start(entry['name'])} makes a new one; what the old one had is lost",
     )
 
 
@@ -412,6 +474,12 @@ def start(
     files = _files(name)
     options = dict(options or {})
     lock = _lock_for_start(files)
+    try:
+        _refuse_foreign_socket(files)
+    except BaseException:
+        files.lock.unlink(missing_ok=True)
+        os.close(lock)
+        raise
     try:
         reader, process = _spawn(files, options, lock, command)
     except OSError as error:
@@ -463,6 +531,19 @@ def _lock_for_start(files: _Files) -> int:
         why=f"process {pid or '?'} {doing} since {info.get('started', 'a moment')}",
         hint=f"balloonctl stop {files.name}",
     )
+
+
+def _refuse_foreign_socket(files: _Files) -> None:
+    """Keeps a start from taking away the socket of somebody who lives; call with the lock.
+
+    :raise MachineExists: somebody listens where the machine's socket is to be.
+    """
+    if somebody_listens(files.socket):
+        raise MachineExists(
+            f"somebody listens at {files.socket} already",
+            why=f"it is no machine that balloonctl knows, or its lock file {files.lock.name} was removed",
+            hint="end whoever listens there, or start the machine under another name",
+        )
 
 
 def _spawn(
@@ -523,15 +604,15 @@ def _follow(files: _Files, reader: int, on_progress: OnProgress | None) -> None:
                 on_progress(int(report["bytes"]), int(report["total_bytes"]))
     raise MachineError(
         f"the machine {files.name} died while it was starting",
-        why=_last_words(files) or "it left no message",
+        why=_last_words(files.log) or "it left no message",
         hint=f"its log is {files.log}",
     )
 
 
-def _last_words(files: _Files) -> str:
+def _last_words(log: Path) -> str:
     """The last line of a machine's log."""
     try:
-        lines = files.log.read_text(errors="replace").strip().splitlines()
+        lines = log.read_text(errors="replace").strip().splitlines()
     except OSError:
         return ""
     return lines[-1].strip()[:200] if lines else ""
@@ -596,15 +677,7 @@ def _raise_last_error(files: _Files) -> None:
 def _stop(files: _Files, lock: int, timeout: float) -> StopMethod:
     """`stop` with the lock file open; to get its lock is to see the machine end."""
     if _flock(lock):
-        entry = MachineEntry(
-            name=files.name,
-            pid=_read_info(files.lock).get("pid"),
-            state="dead",
-            socket=str(files.socket),
-            log=str(files.log),
-            started=None,
-            options={},
-        )
+        entry = _entry(files, _read_info(files.lock), "dead")
         if _is_at(lock, files.lock):
             _clean(files, keep_log=True)
         raise _died(entry)
@@ -774,12 +847,34 @@ def serve(files: _Files, options: dict[str, Any], factory: Factory, *, lock: int
         return
     if not reporter.settle({"ready": {"pid": os.getpid()}}):
         os.write(wakeup_write, b"s")
-    reason = os.read(wakeup_read, 1)
+    reason = _wait_for_end(wakeup_read, files, lock, server)
     # A second SIGTERM ends a machine that hangs in its own end.
     _on_signals(signal.SIG_DFL)
     server.drain(2.0)
-    _end(machine, server, "host-qmp-quit" if reason == b"q" else "host-signal")
-    _clean(files, keep_log=True)
+    _end(machine, server, reason)
+    # Files that are missing may be somebody else's by now; what is left tells the next command.
+    if reason != "host-error":
+        _clean(files, keep_log=True)
+
+
+def _wait_for_end(
+    wakeup: int, files: _Files, lock: int, server: QMPServer
+) -> Literal["host-qmp-quit", "host-signal", "host-error"]:
+    """Wait until the machine is to end, and look after its files meanwhile; QEMU's word for why it ends."""
+    poll = select.poll()
+    poll.register(wakeup, select.POLLIN)
+    while not poll.poll(_LOOK_SECONDS * 1000):
+        for what, path, is_there in (
+            ("lock file", files.lock, _is_at(lock, files.lock)),
+            ("socket", files.socket, server.owns_socket()),
+        ):
+            if not is_there:
+                print(  # noqa: T201 - stderr is the log
+                    f"the machine ends: its {what} {path} was removed or replaced, so no command finds it",
+                    file=sys.stderr,
+                )
+                return "host-error"
+    return "host-qmp-quit" if os.read(wakeup, 1) == b"q" else "host-signal"
 
 
 def _end(machine: ServedMachine | None, server: QMPServer | None, reason: str) -> None:

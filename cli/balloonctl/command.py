@@ -26,8 +26,8 @@ def _complete_machine(ctx: click.Context, param: click.Parameter, incomplete: st
     del ctx, param
     from balloonctl import background
 
-    names = [str(row["name"]) for row in background.list_machines()]
-    return [name for name in names if name.startswith(incomplete)]
+    # Only the names: to look at a machine that died would use up the one time that this is told.
+    return [name for name in background.machine_names() if name.startswith(incomplete)]
 
 
 def global_options() -> list[click.Option]:

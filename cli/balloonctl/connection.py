@@ -9,13 +9,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from balloonctl.context import DEFAULT_MACHINE
 from balloonctl.render.units import size
-from balloonvq.errors import BalloonError, MachineExists, NoSuchMachine
+from balloonvq.errors import BalloonError, MachineDied, MachineExists, NoSuchMachine
 
 if TYPE_CHECKING:
     from balloonctl.context import App
@@ -27,6 +28,9 @@ __all__ = ["PRIVATE_MACHINE", "BackgroundConnection", "Connection", "PrivateConn
 #: Name of the machine that lives in a shell or a script.
 PRIVATE_MACHINE = "session"
 
+#: Seconds that a machine has to answer when it is first spoken to.
+_ANSWER_SECONDS = 5.0
+
 #: Told how much of the guest's memory has been touched: bytes done, bytes in all.
 OnProgress = Callable[[int, int], None]
 
@@ -34,8 +38,14 @@ OnProgress = Callable[[int, int], None]
 class Connection(Protocol):
     """The machine of a command or of a session."""
 
-    def client(self, app: App, *, start: bool) -> Client:
-        """The conversation of the commands; opened, or the machine started, when first asked for."""
+    def client(self, app: App, *, start: bool, timeout: float | None) -> Client:
+        """The conversation of the commands; opened, or the machine started, when first asked for.
+
+        Args:
+            app: who asks.
+            start: whether the default machine may be started when there is none.
+            timeout: seconds that a machine has to answer; None for the usual.
+        """
 
     def second(self) -> Client | None:
         """Another conversation with the same machine, for a watcher; None while there is no machine."""
@@ -44,26 +54,27 @@ class Connection(Protocol):
         """Ends the conversation, and the machine if it is ours."""
 
 
-class _Opened:
+class _Opened(ABC):
     """What connections over a socket share: one conversation, kept open."""
 
     def __init__(self) -> None:
         self._client: Client | None = None
 
-    def _open(self) -> Client:
-        raise NotImplementedError
+    @abstractmethod
+    def _open(self, timeout: float) -> Client:
+        """Begins a conversation; the machine has that many seconds to answer."""
 
-    def client(self, app: App, *, start: bool) -> Client:
+    def client(self, app: App, *, start: bool, timeout: float | None) -> Client:
         """The conversation of the commands."""
         del app, start
         if self._client is None:
-            self._client = self._open()
+            self._client = self._open(timeout or _ANSWER_SECONDS)
         return self._client
 
     def second(self) -> Client | None:
         """A second conversation, None if the machine is gone."""
         try:
-            return self._open()
+            return self._open(_ANSWER_SECONDS)
         except BalloonError:
             return None
 
@@ -82,10 +93,10 @@ class SocketConnection(_Opened):
         super().__init__()
         self.path = path
 
-    def _open(self) -> Client:
+    def _open(self, timeout: float) -> Client:
         from balloonvq.qmp.client import QMPClient
 
-        return QMPClient.connect(self.path)
+        return QMPClient.connect(self.path, timeout)
 
 
 class BackgroundConnection(_Opened):
@@ -95,21 +106,28 @@ class BackgroundConnection(_Opened):
         super().__init__()
         self.name = name
 
-    def _open(self) -> Client:
+    def _open(self, timeout: float) -> Client:
         from balloonctl import background
 
-        return background.connect(self.name)
+        return background.connect(self.name, timeout)
 
-    def client(self, app: App, *, start: bool) -> Client:
-        """The conversation; starts the default machine, and says so, when none runs."""
+    def client(self, app: App, *, start: bool, timeout: float | None) -> Client:
+        """The conversation; starts the default machine, and says so, when none runs.
+
+        Raises:
+            MachineDied: if it ran and died. A new one in its place would look like the old one with its balloon gone.
+        """
         if self._client is None:
+            patience = timeout or _ANSWER_SECONDS
             try:
-                self._client = self._open()
+                self._client = self._open(patience)
+            except MachineDied:
+                raise
             except NoSuchMachine:
                 if not start or self.name != DEFAULT_MACHINE:
                     raise
                 self._start(app)
-                self._client = self._open()
+                self._client = self._open(patience)
         return self._client
 
     def _start(self, app: App) -> None:
@@ -144,8 +162,9 @@ class PrivateConnection:
         """Whether there is a machine at the moment."""
         return self._machine is not None
 
-    def client(self, app: App, *, start: bool) -> Client:
+    def client(self, app: App, *, start: bool, timeout: float | None) -> Client:
         """The machine; made with the defaults when there is none."""
+        del timeout
         if self._client is None:
             if not start:
                 raise NoSuchMachine(

@@ -207,13 +207,14 @@ class App(Voice):
             return SocketConnection(self.settings.connect)
         return BackgroundConnection(self.settings.machine or DEFAULT_MACHINE)
 
-    def client(self, *, start: bool = True) -> Client:
+    def client(self, *, start: bool = True, timeout: float | None = None) -> Client:
         """The machine to talk to.
 
         Args:
             start: whether the default machine may be started when none runs.
+            timeout: seconds that it has to answer; None for the usual.
         """
-        return self.connection.client(self, start=start)
+        return self.connection.client(self, start=start, timeout=timeout)
 
     def close(self) -> None:
         """Lets go of a connection that this command opened; a session keeps its own."""

@@ -24,6 +24,9 @@ STALLED_AFTER = 10.0
 
 _POLL = 0.2
 
+#: Seconds that a machine has to tell how its own wait ended.
+_GRACE = 1.0
+
 
 class ForeignPeer(BalloonError):
     """The peer is a QMP server, but not one of our machines."""
@@ -54,10 +57,14 @@ def ask(
         ) from error
 
 
-def status_of(client: Client) -> dict[str, Any]:
-    """The status document; from a foreign peer, the members that QMP's own commands tell."""
+def status_of(client: Client, timeout: float | None = None) -> dict[str, Any]:
+    """The status document; from a foreign peer, the members that QMP's own commands tell.
+
+    Raises:
+        WaitTimeout: if the machine does not answer within `timeout` seconds.
+    """
     try:
-        document: dict[str, Any] = client.execute("x-status")
+        document: dict[str, Any] = client.execute("x-status", timeout=timeout)
     except CommandFailed as error:
         if not is_unknown_verb(error):
             raise
@@ -121,9 +128,11 @@ def wait_for_target(
         if name == "BALLOON_CHANGE":
             on_actual(ram_bytes - int(data["actual"]))
 
+    # A machine of this process cannot be stopped without us, and its clock may not be ours.
+    patience = None if timeout is None or client.is_local else timeout + _GRACE
+    limit = {} if timeout is None else {"timeout": timeout}
     try:
-        limit = {} if timeout is None else {"timeout": timeout}
-        result: dict[str, Any] = client.execute("x-wait", limit, on_event=on_event)
+        result: dict[str, Any] = client.execute("x-wait", limit, on_event, patience)
     except CommandFailed as error:
         if not is_unknown_verb(error):
             raise

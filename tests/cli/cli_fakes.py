@@ -83,6 +83,8 @@ class FakeMachine:
     trouble: str | None = None
     reachable_pages: int | None = None
     """The balloon stops here."""
+    stuck_pages: int | None = None
+    """The balloon stops here on its way down."""
     reason: str = "guest-has-no-free-pages"
     hang: bool = False
     """The balloon never moves and nobody gives up."""
@@ -101,7 +103,7 @@ class FakeMachine:
         self.clock_ns += self.tick_ns
         actual, target = self.actual_pages * PAGE, self.target_pages * PAGE
         settled = self.actual_pages == self.target_pages
-        short = not settled and self.actual_pages == self.reachable_pages
+        short = not settled and self.actual_pages in {self.reachable_pages, self.stuck_pages}
         c = self.counters
         queues = tuple(
             QueueStatus(
@@ -203,6 +205,8 @@ class FakeMachine:
         goal = self.target_pages
         if self.reachable_pages is not None:
             goal = min(goal, self.reachable_pages)
+        if self.stuck_pages is not None:
+            goal = max(goal, self.stuck_pages)
         for part in range(1, 5):
             self._move(self.actual_pages + (goal - self.actual_pages) * part // 4)
         return self._result("reached" if goal == self.target_pages else "short")
@@ -279,8 +283,8 @@ class FixedConnection:
     def __init__(self, machine: FakeMachine) -> None:
         self.machine = machine
 
-    def client(self, app: Any, *, start: bool) -> LocalClient:
-        del app, start
+    def client(self, app: Any, *, start: bool, timeout: float | None) -> LocalClient:
+        del app, start, timeout
         return LocalClient(Commands(self.machine))
 
     def second(self) -> LocalClient:
@@ -328,6 +332,9 @@ def fake_modules(world: World) -> tuple[ModuleType, ModuleType]:
         if world.background.pop(name, None) is None:
             raise NoSuchMachine(f"no machine {name} is running", hint="balloonctl ps")
 
+    def machine_names() -> list[str]:
+        return list(world.background)
+
     def list_machines() -> list[dict[str, Any]]:
         return [
             {"name": name, "state": "alive", "pid": 1000 + number}
@@ -342,7 +349,12 @@ def fake_modules(world: World) -> tuple[ModuleType, ModuleType]:
 
     background = ModuleType("balloonctl.background")
     background.__dict__.update(
-        connect=connect, start=start, stop=stop, list_machines=list_machines, runtime_dir=lambda: Path("run")
+        connect=connect,
+        start=start,
+        stop=stop,
+        list_machines=list_machines,
+        machine_names=machine_names,
+        runtime_dir=lambda: Path("run"),
     )
     module = ModuleType("balloonvq.machine")
     module.__dict__.update(MachineConfig=dict, Machine=type("Machine", (), {"create": staticmethod(create)}))

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ from balloonctl import background
 from balloonvq.errors import (
     InternalError,
     InvalidArgument,
+    MachineDied,
     MachineError,
     MachineExists,
     MachineUnreachable,
@@ -354,11 +356,33 @@ def test_a_machine_that_is_starting_is_there_already_and_can_be_stopped(folder: 
             start()
         assert "is starting it" in caught.value.why
         with pytest.raises(MachineUnreachable, match="still starting"):
-            background.connect("m")
+            background.connect("m", starting=0.05)
         assert background.stop("m", 4) == "terminated"
         assert b"ended while it was starting" in starter.communicate()[1]
         eventually(lambda: not exists(pid))
         assert list(folder.iterdir()) == []
+
+
+def test_connecting_waits_for_a_machine_that_somebody_else_is_starting(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as other:
+        gate = Path(other) / "gate"
+        os.mkfifo(gate)
+        starter = threading.Thread(target=start, kwargs={"gate": str(gate)})
+        starter.start()
+        eventually(lambda: [entry["state"] for entry in background.list_machines()] == ["starting"])
+        names: list[Any] = []
+
+        def ask() -> None:
+            with background.connect("m") as client:
+                names.append(client.execute("query-name"))
+
+        asker = threading.Thread(target=ask)
+        asker.start()
+        gate.write_text("go on")
+        asker.join(10)
+        starter.join(10)
+        assert names == [{"name": "m"}]
+        background.stop("m")
 
 
 # ---- machines that died ----------------------------------------------------
@@ -392,6 +416,23 @@ def test_connecting_to_a_killed_machine_says_so(folder: Path) -> None:
         background.connect("m")
     assert str(entry["pid"]) in caught.value.why
     assert list(folder.iterdir()) == []
+
+
+def test_a_killed_machine_is_told_with_its_last_words_and_names_alone_do_not_use_that_up(
+    folder: Path,
+) -> None:
+    entry = start()
+    Path(entry["log"]).write_text("first\nsomething went wrong\n")
+    kill(entry)
+    assert background.machine_names() == ["m"]
+    with pytest.raises(MachineDied) as caught:
+        background.connect("m")
+    assert str(entry["started"]) in caught.value.why
+    assert caught.value.why.endswith(f"{entry['log']} is: something went wrong")
+    assert caught.value.hint.startswith("balloonctl start m ")
+    with pytest.raises(NoSuchMachine) as told:
+        background.connect("m")
+    assert not isinstance(told.value, MachineDied)
 
 
 def test_stopping_a_killed_machine_says_so(folder: Path) -> None:
@@ -439,6 +480,50 @@ def test_a_lock_file_may_name_a_process_that_is_not_its_owner(folder: Path) -> N
         bystander.kill()
 
 
+# ---- files that go away ----------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", ["m.lock", "m.sock"])
+def test_a_machine_whose_file_is_removed_ends_and_says_why(folder: Path, missing: str) -> None:
+    pid = start()["pid"]
+    assert pid is not None
+    (folder / missing).unlink()
+    eventually(lambda: not exists(pid))
+    assert f"{folder / missing} was removed or replaced" in (folder / "m.log").read_text()
+    assert not (folder / "m.sock").exists()
+
+
+def test_a_machine_whose_directory_is_removed_ends(folder: Path) -> None:
+    pid = start()["pid"]
+    assert pid is not None
+    shutil.rmtree(folder)
+    eventually(lambda: not exists(pid))
+    folder.mkdir()
+
+
+def test_a_machine_whose_lock_file_is_replaced_leaves_the_new_one_alone(folder: Path) -> None:
+    pid = start()["pid"]
+    assert pid is not None
+    (folder / "m.lock").unlink()
+    (folder / "m.lock").write_text("another's")
+    eventually(lambda: not exists(pid))
+    assert (folder / "m.lock").read_text() == "another's"
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_start_does_not_take_a_socket_from_somebody_who_listens(folder: Path, kind: int) -> None:
+    path = folder / "m.sock"
+    with socket.socket(socket.AF_UNIX, kind) as foreign:
+        foreign.bind(str(path))
+        if kind == socket.SOCK_STREAM:
+            foreign.listen(0)
+        with pytest.raises(MachineExists, match=re.escape(f"somebody listens at {path}")):
+            start()
+        assert [entry.name for entry in folder.iterdir()] == ["m.sock"]
+    assert start()["state"] == "alive"
+    background.stop("m")
+
+
 # ---- machines that do not want to end --------------------------------------
 
 
@@ -456,6 +541,19 @@ def test_a_machine_that_hangs_in_its_end_is_terminated(folder: Path) -> None:
     assert background.stop("m", 1.0) == "terminated"
     eventually(lambda: not exists(pid))
     assert list(folder.iterdir()) == []
+
+
+def test_a_stopped_process_is_named_within_the_time_that_it_was_given(folder: Path) -> None:
+    pid = start()["pid"]
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(MachineUnreachable, match="the machine m does not answer") as caught:
+        background.connect("m", 0.3)
+    assert 0.3 <= time.monotonic() - begun < 3
+    assert f"process {pid} is stopped" in caught.value.why
+    assert caught.value.hint.startswith(f"kill -CONT {pid} ")
+    background.stop("m", 1.0)
 
 
 def test_a_machine_that_hears_nothing_is_killed(folder: Path) -> None:

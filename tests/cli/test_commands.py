@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from balloonctl import failures, peer
 from balloonctl.main import COMMANDS, main
-from balloonvq.counters import Counters
+from balloonvq.counters import Counters, WaitResult
 from balloonvq.errors import CommandFailed, DeviceBroken, NoSuchMachine
 
 Call = Callable[..., Result]
@@ -133,7 +133,6 @@ def test_no_wait_returns_at_once(on: Call, machine: FakeMachine) -> None:
         ("guest-has-no-free-pages", 1, "no free pages"),
         ("driver-stalled", 1, "does not move any more"),
         ("deflated-by-oom", 1, "out of memory"),
-        ("target-changed", 1, "another target"),
         ("deadlocked", 3, "deadlocked"),
         ("device-broken", 3, "reset"),
         ("kernel-bug", 3, "BUG()"),
@@ -149,6 +148,37 @@ def test_stopping_short_says_why(on: Call, machine: FakeMachine, reason: str, co
     assert "hint: " in result.stderr
     assert ("size worker" in result.stderr) == (reason == "deadlocked")
     assert error_of(on("inflate", "64M", "--json"))["exit_code"] == code
+
+
+def test_a_waiter_is_told_the_target_that_took_the_place_of_its_own(
+    on: Call, machine: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(timeout_ns: int | None, abandoned: Any) -> WaitResult:
+        machine.target_pages = 8192
+        return WaitResult(
+            outcome="short",
+            reason="target-changed",
+            target_bytes=64 * MIB,
+            actual_bytes=4 * MIB,
+            elapsed_ns=1000,
+        )
+
+    monkeypatch.setattr(machine, "wait", wait)
+    result = on("inflate", "64M")
+    assert result.exit_code == 1
+    assert "error: the target of 64 MiB was replaced" in result.stderr
+    assert "why: somebody else set another one meanwhile, 32 MiB (state: " in result.stderr
+
+
+def test_a_balloon_that_stops_above_its_target_is_not_called_short(on: Call, machine: FakeMachine) -> None:
+    machine.actual_pages = machine.target_pages = 16384
+    machine.reason, machine.circle = "deadlocked", CIRCLE
+    machine.stuck_pages = 8192
+    result = on("target", "16M")
+    assert result.exit_code == 3
+    assert "error: the balloon stopped at 32 MiB, above its target of 16 MiB" in result.stderr
+    assert "✗ above its target: " in on("status").stdout
+    assert "short" not in result.stdout + result.stderr + on("status").stdout
 
 
 def test_the_time_limit(on: Call, machine: FakeMachine) -> None:
@@ -327,6 +357,8 @@ def test_expect_alone(on: Call) -> None:
 class Qemu:
     """What a QEMU answers."""
 
+    is_local = False
+
     def __init__(self, *, knows_memory: bool = True, moves: bool = True) -> None:
         self.left, self.knows_memory, self.moves = 1 << 30, knows_memory, moves
         self.wanted = self.left
@@ -358,7 +390,7 @@ class ToQemu:
     def __init__(self, qemu: Qemu) -> None:
         self.qemu = qemu
 
-    def client(self, app: Any, *, start: bool) -> Qemu:
+    def client(self, app: Any, *, start: bool, timeout: float | None) -> Qemu:
         return self.qemu
 
     def close(self) -> None:

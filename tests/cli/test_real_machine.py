@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -49,6 +50,14 @@ def three_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [
         line.partition(":")[0] for line in done.stderr.splitlines() if re.match("(error|why|hint):", line)
     ]
+
+
+def ends(pid: int) -> bool:
+    """Whether a process is gone, or has only its exit code left to tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 @pytest.fixture
@@ -210,6 +219,58 @@ def test_a_machine_killed_in_mid_inflate_blocks_nothing(machine: Path) -> None:
     assert re.search("^error:", errors, re.MULTILINE)
     run("start", "--ram", "32M")
     assert document("status")["actual_bytes"] == 0
+
+
+def test_a_machine_that_died_is_an_error_and_not_silently_replaced(machine: Path) -> None:
+    pid = document("status")["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: ends(pid), "the machine is gone")
+    done = run("inflate", "8M", code=1)
+    assert three_lines(done) == ["error", "why", "hint"]
+    assert "error: the machine default is no longer running" in done.stderr
+    assert f"process {pid}" in done.stderr
+    assert "hint: balloonctl start " in done.stderr
+    assert "no machine runs: starting default" in run("inflate", "8M").stderr
+
+
+def test_a_stopped_machine_is_answered_about_after_the_timeout(machine: Path) -> None:
+    pid = document("status")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        done = run("inflate", "8M", "--timeout", "500ms", code=124)
+        assert time.monotonic() - begun < 4
+        assert three_lines(done) == ["error", "why", "hint"]
+        assert f"process {pid} is stopped" in done.stderr
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_machine_stopped_while_it_is_waited_for_is_answered_about_too(machine: Path) -> None:
+    with QMP(machine) as qmp:
+        qmp.execute("x-fault", **{"ack-delay-ns": 300_000_000})
+    status = document("status")
+    waiter = subprocess.Popen(
+        [*BALLOONCTL, "inflate", "32M", "--timeout", "2s"], stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: document("status")["actual_bytes"] > 0, "the inflate began")
+    os.kill(status["pid"], signal.SIGSTOP)
+    try:
+        _, errors = waiter.communicate(timeout=30)
+    finally:
+        os.kill(status["pid"], signal.SIGCONT)
+    assert waiter.returncode == 124
+    assert "error: no reply to x-wait" in errors
+
+
+def test_two_first_commands_at_once_share_one_machine(runtime_dir: Path) -> None:
+    both = [
+        subprocess.Popen([*BALLOONCTL, "status", "--json"], stdout=subprocess.PIPE, text=True) for _ in "12"
+    ]
+    pids = {json.loads(command.communicate(timeout=60)[0])["pid"] for command in both}
+    assert [command.returncode for command in both] == [0, 0]
+    assert len(pids) == 1
+    run("stop")
 
 
 def test_ctrl_c_ends_the_waiting_and_not_the_machine(machine: Path) -> None:

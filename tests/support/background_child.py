@@ -1,6 +1,6 @@
 """A background machine of the tests: runs a FakeMachine in place of the real one.
 
-Its options say what goes wrong: `fail`, `die`, `slow` or `hang`.
+Its options say what goes wrong: `fail`, `die`, `slow` or `hang`. With `gate`, a fifo, it is made once somebody has written there.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def make(options: dict[str, Any], on_progress: Progress) -> FakeMachine:
     if "slow" in options:
         Path(options["slow"]).write_text(str(os.getpid()))
         time.sleep(600)
+    if "gate" in options:
+        Path(options["gate"]).read_text()
     if options.get("hang"):
         machine = Hanging(name=options["name"])
     if "cwd" in options:

@@ -10,6 +10,7 @@
     ├── MachineError                exit 1
     │   ├── MachineExists                   a live machine has that name
     │   ├── NoSuchMachine                   none has
+    │   │   └── MachineDied                 it ran, and ended without being asked to
     │   ├── MachineStopped                  it ended while we were waiting
     │   └── MachineUnreachable              its socket is dead, foreign or not ours
     ├── QMPError                    exit 1
@@ -40,6 +41,7 @@ __all__ = [
     "InvalidArgument",
     "KernelBug",
     "LostData",
+    "MachineDied",
     "MachineError",
     "MachineExists",
     "MachineStopped",
@@ -119,6 +121,10 @@ class MachineExists(MachineError):
 
 class NoSuchMachine(MachineError):
     """No machine of that name is running."""
+
+
+class MachineDied(NoSuchMachine):
+    """The machine of that name ended without being asked to; told once, by whoever finds what it left."""
 
 
 class MachineStopped(MachineError):

@@ -289,7 +289,12 @@ def stop(app: App, /, name: str | None, everything: bool) -> int:
         from balloonctl import background
 
         if everything:
-            stopped = [entry["name"] for entry in background.list_machines() if entry["state"] != "dead"]
+            stopped = []
+            for entry in background.list_machines():
+                if entry["state"] == "dead":
+                    app.note(f"{entry['name']} was no longer running: process {entry['pid']} had died")
+                else:
+                    stopped.append(entry["name"])
         else:
             stopped = [name or app.settings.machine or DEFAULT_MACHINE]
         for machine in stopped:

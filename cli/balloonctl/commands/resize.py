@@ -6,6 +6,7 @@ Both figures stand in every result.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from balloonvq.errors import (
     DeviceBroken,
     InvalidArgument,
     KernelBug,
+    MachineUnreachable,
     WaitTimeout,
 )
 
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from balloonvq.qmp.client import Client
 
 __all__ = ["deflate", "inflate", "target"]
+
+
+#: Seconds that a machine has to take a command, however short the --timeout for carrying it out is.
+LEAST_PATIENCE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +151,8 @@ _REASONS: dict[str, tuple[type[BalloonError], str, str]] = {
     ),
     "target-changed": (
         BalloonError,
-        "somebody else set another target meanwhile",
-        "balloonctl status shows the target of now",
+        "somebody else set another one meanwhile",
+        "balloonctl status shows where it stands; balloonctl target SIZE sets yours again",
     ),
     "deadlocked": (
         Deadlock,
@@ -176,7 +182,11 @@ def shortfall(result: dict[str, Any], status: dict[str, Any], limit: float | Non
     figures = f"state: target {human(result['target_bytes'])}, actual {human(result['actual_bytes'])}"
     if status.get("guest_free_bytes") is not None:
         figures += f", free in the guest {human(status['guest_free_bytes'])}"
-    what = f"the balloon stopped at {human(result['actual_bytes'])} of {human(result['target_bytes'])}"
+    above = result["actual_bytes"] > result["target_bytes"]
+    what = (
+        f"the balloon stopped at {human(result['actual_bytes'])}"
+        f"{', above its target' if above else ''} of {human(result['target_bytes'])}"
+    )
     if result["outcome"] == "timeout":
         return WaitTimeout(
             f"the target of {human(result['target_bytes'])} was not reached within {limit:g} s",
@@ -187,6 +197,9 @@ def shortfall(result: dict[str, Any], status: dict[str, Any], limit: float | Non
         str(result.get("reason")), (BalloonError, f"reason: {result.get('reason')}", "balloonctl status")
     )
     trouble = status.get("trouble")
+    if result.get("reason") == "target-changed":
+        what = f"the target of {human(result['target_bytes'])} was replaced"
+        words += f", {human(status['target_bytes'])}"
     return kind(what, why=f"{words} ({figures})" + (f"; {trouble}" if trouble else ""), hint=hint)
 
 
@@ -214,8 +227,8 @@ def resize(app: App, verb: str, size: Size, *, wait: bool, timeout: float | None
 
     if timeout is not None and not wait:
         raise click.UsageError("--timeout limits the waiting that --no-wait leaves out")
-    client = app.client(start=not dry_run)
-    status = status_of(client)
+    patience = None if timeout is None else max(timeout, LEAST_PATIENCE)
+    client, status = _meet(app, start=not dry_run, patience=patience)
     plan = make_plan(verb, size, status)
     if size.is_rounded(plan.ram):
         app.note(f"{size} of {human(plan.ram)} is rounded down to {pages(size.resolve(plan.ram) // PAGE)}")
@@ -224,7 +237,7 @@ def resize(app: App, verb: str, size: Size, *, wait: bool, timeout: float | None
     if dry_run:
         app.emit(plan.as_document(), render_plan)
         return 0
-    client.execute("balloon", {"value": plan.ram - plan.after})
+    client.execute("balloon", {"value": plan.ram - plan.after}, timeout=patience)
     if not wait:
         sent = {"outcome": "sent", "target_bytes": plan.after, "actual_bytes": plan.actual}
         app.emit(_both_figures(plan, "balloonctl/sent/1", sent), render_resize)
@@ -236,6 +249,22 @@ def resize(app: App, verb: str, size: Size, *, wait: bool, timeout: float | None
     if result.get("reason") == "deadlocked":
         _show_circle(app, client)
     raise shortfall(result, status_of(client), timeout)
+
+
+def _meet(app: App, *, start: bool, patience: float | None) -> tuple[Client, dict[str, Any]]:
+    """The machine and its status.
+
+    Raises:
+        WaitTimeout: if it takes longer than `patience` seconds to answer.
+    """
+    begun = time.monotonic()
+    try:
+        client = app.client(start=start, timeout=patience)
+        return client, status_of(client, patience)
+    except MachineUnreachable as error:
+        if patience is None or time.monotonic() - begun < patience:
+            raise
+        raise WaitTimeout(error.what, why=error.why, hint=error.hint) from None
 
 
 def _both_figures(plan: Plan, schema: str, result: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ def render_oom(report: Mapping[str, Any]) -> RenderableType:
         "from the balloon", f"{pages(report['balloon_pages'])} ({size(report['balloon_pages'] * 4096)})"
     )
     waited = f"{duration(report['waited_ns'])}, {duration(report['longest_wait_ns'])} at the longest"
+    if report["outcome"] == "deadlocked":  # those figures are of the waits that ended
+        waited = "without end" + (f", after {waited}" if report["waited_ns"] else "")
     grid.add_row("waited", waited)
     if report.get("killed"):
         grid.add_row("killed task", str(report["killed"]))

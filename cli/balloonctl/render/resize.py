@@ -14,7 +14,7 @@ __all__ = ["render_plan", "render_resize"]
 
 _OUTCOMES = {
     "reached": ("✓ reached", "green"),
-    "short": ("✗ stopped short", "red"),
+    "short": ("✗ stopped before its target", "red"),
     "timeout": ("✗ timed out", "red"),
     "sent": ("→ sent, not waited for", "cyan"),
 }

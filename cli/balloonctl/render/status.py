@@ -85,7 +85,8 @@ def _balloon_text(status: Mapping[str, Any]) -> Text:
     state = balloon.get("state", "-")
     if state == "short":
         reason = str(balloon.get("reason"))
-        return Text.assemble(("✗ short of its target", "yellow"), f": {_REASONS.get(reason, reason)}")
+        where = "above" if status["actual_bytes"] > status["target_bytes"] else "short of"
+        return Text.assemble((f"✗ {where} its target", "yellow"), f": {_REASONS.get(reason, reason)}")
     return Text(f"✓ {state}" if state == "settled" else state, "green" if state == "settled" else "cyan")
 
 

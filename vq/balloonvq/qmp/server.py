@@ -229,10 +229,17 @@ class QMPServer:
             os.close(self._wake)
             self._wake = -1
 
-    def _remove_socket(self) -> None:
+    def owns_socket(self) -> bool:
+        """Whether the socket at `path` is still the one that was made: clients can come."""
         try:
             status = self.path.lstat()
-            if (status.st_dev, status.st_ino) == self._identity:
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def _remove_socket(self) -> None:
+        try:
+            if self.owns_socket():
                 self.path.unlink()
         except OSError as error:
             _log.debug("could not remove %s: %s", self.path, error)

@@ -30,6 +30,7 @@ from typing import Literal
 
 from balloonvq.device import BalloonDevice
 from balloonvq.errors import BalloonError, InvalidArgument, MachineError
+from balloonvq.unix_sockets import somebody_listens
 from balloonvq.vhost_user.layout import QueueLayout
 from balloonvq.vhost_user.messages import (
     HEADER_BYTES,
@@ -367,12 +368,9 @@ def _clear(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise InvalidArgument(f"{path} is there already", why="it is no socket", hint="choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
+    if not somebody_listens(path):
+        path.unlink()
+        return
     raise MachineError(
         f"somebody listens at {path} already", why="another back end is running", hint="choose another path"
     )
