@@ -21,7 +21,18 @@
  *      With the record of all pages given up, a host page at an end is dropped too
  *      if the rest of it was given up earlier. The end of the last dropped piece
  *      is remembered, so that two runs in one such host page drop it once.
- *   5. One system call.
+ *   5. Pieces are collected until there are enough for one call, or the request ends.
+ *      Private memory is dropped by one process_madvise() on ourselves with all of them. It
+ *      flushes the TLBs once, where a madvise() each would do it once each: an interrupt of every
+ *      processor that runs another thread of ours, and the better part of the price. A file has a
+ *      fallocate() each.
+ *
+ * A hole in a file shoots down TLBs too if the page is mapped. For scattered ones that is far more
+ * than all the rest. So the mapping is emptied first: every few small holes in a block of 2 MiB,
+ * the block's part of our mapping is dropped, with those of all other such blocks in one
+ * process_madvise(). In a shared mapping that loses nothing, and later holes in the block find
+ * nothing mapped. How many is "a few" weighs one such hole against unmapping a block that is all
+ * there; with a count a block neither price is ever paid more than about twice.
  *
  * Counters are relaxed atomics: readers on other threads want numbers, and
  * nothing is ordered by them.
@@ -35,6 +46,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -43,6 +56,11 @@
 #define DIGIT_BITS    8u
 #define DIGITS        (32u / DIGIT_BITS)
 #define DIGIT_VALUES  (1u << DIGIT_BITS)
+
+#define BATCH_RANGES 512u       /* in one system call; the kernel takes 1024 */
+#define BLOCK_BYTES  (2u << 20) /* of guest memory: what one page table maps */
+#define BLOCK_HOLES  8u /* small holes in a block from one emptying of its mapping to the next */
+#define SMALL_BYTES  (BLOCK_BYTES / 4) /* a small hole */
 
 /* What discarders beside each other have in common. */
 struct shared {
@@ -60,7 +78,15 @@ struct discard {
 	const uint64_t *held;       /* see discard_set_held(); NULL = off */
 	uint32_t *scratch;          /* the other half of a radix pass */
 	size_t scratch_count;       /* PFNs it has room for */
-	struct shared *shared;      /* our own, or that of the one we were created beside */
+	struct iovec *batch;        /* BATCH_RANGES of pieces to be dropped, as host addresses */
+	size_t batched;             /* how many there are; all in batch_region */
+	struct gm_region batch_region;
+	struct iovec *blocks; /* BATCH_RANGES of the mapping to be emptied before */
+	size_t blocked;       /* how many there are */
+	uint8_t *holes;       /* small holes in each block since its mapping was emptied, or NULL */
+	uint64_t holes_count; /* blocks that it covers */
+	int self;             /* pidfd of this process, -1: one range a call */
+	struct shared *shared; /* our own, or that of the one we were created beside */
 	struct shared own;
 };
 
@@ -76,6 +102,16 @@ static void add(uint64_t *counter, uint64_t n)
 	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
 }
 
+/* Blocks of the memory map, from 0 up to its end. Without room for them no mapping is emptied. */
+static void count_blocks(struct discard *d)
+{
+	const uint64_t end = gm_pfn_end(d->mem) << GM_PAGE_SHIFT;
+
+	free(d->holes);
+	d->holes_count = (end + BLOCK_BYTES - 1) / BLOCK_BYTES;
+	d->holes = calloc((size_t)d->holes_count + 1, sizeof(*d->holes));
+}
+
 int discard_create(struct gm *mem, enum discard_method method, struct discard **out)
 {
 	struct discard *d;
@@ -85,15 +121,23 @@ int discard_create(struct gm *mem, enum discard_method method, struct discard **
 	d = calloc(1, sizeof(*d));
 	if (!d)
 		return -ENOMEM;
+	d->self = -1;
 	d->scratch = malloc(SCRATCH_FIRST * sizeof(*d->scratch));
-	if (!d->scratch) {
-		free(d);
+	d->batch = malloc(BATCH_RANGES * sizeof(*d->batch));
+	d->blocks = malloc(BATCH_RANGES * sizeof(*d->blocks));
+	if (!d->scratch || !d->batch || !d->blocks) {
+		discard_destroy(d);
 		return -ENOMEM;
 	}
 	d->scratch_count = SCRATCH_FIRST;
 	d->mem = mem;
 	d->method = method;
 	d->shared = &d->own;
+	/* One that cannot be had, by an old kernel or for want of descriptors, is done without. */
+	if (method == DISCARD_PUNCH || method == DISCARD_DONTNEED)
+		d->self = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	if (method == DISCARD_PUNCH)
+		count_blocks(d);
 	discard_set_host_page(d, 0);
 	*out = d;
 	return 0;
@@ -112,7 +156,12 @@ void discard_destroy(struct discard *d)
 {
 	if (!d)
 		return;
+	if (d->self >= 0)
+		close(d->self);
 	free(d->scratch);
+	free(d->batch);
+	free(d->blocks);
+	free(d->holes);
 	free(d);
 }
 
@@ -126,6 +175,8 @@ void discard_set_memory(struct discard *d, struct gm *mem)
 	d->mem = mem;
 	d->held = NULL;
 	d->region.size = 0; /* a copy of one that is gone */
+	if (d->method == DISCARD_PUNCH)
+		count_blocks(d);
 }
 
 void discard_set_host_page(struct discard *d, uint64_t bytes)
@@ -240,7 +291,7 @@ static uint64_t granule_of(const struct discard *d, const struct gm_region *regi
 	struct statfs fs;
 
 	/* Of all file systems only hugetlbfs cannot give back a part of its block. */
-	if (!d->host_page_forced && fstatfs(region->fd, &fs) == 0 &&
+	if (!d->host_page_forced && region->fd >= 0 && fstatfs(region->fd, &fs) == 0 &&
 	    (uint64_t)fs.f_type == HUGETLBFS_MAGIC && (uint64_t)fs.f_bsize > d->host_page)
 		return (uint64_t)fs.f_bsize;
 	return d->host_page;
@@ -309,11 +360,11 @@ static bool fail_this(struct discard *d)
 	return false;
 }
 
-/* Step 5. 0 or -errno. */
-static int drop(struct discard *d, const struct piece *piece)
+/* One range by one system call. 0 or -errno. */
+static int drop(struct discard *d, const struct gm_region *region, const struct iovec *range)
 {
-	const uint64_t len = piece->end - piece->first;
-	void *host = piece->region->host + (piece->first - piece->region->fd_offset);
+	const uint64_t first =
+	    region->fd_offset + (uint64_t)((uint8_t *)range->iov_base - region->host);
 	int rc;
 
 	if (d->method == DISCARD_NONE)
@@ -321,23 +372,129 @@ static int drop(struct discard *d, const struct piece *piece)
 	do {
 		add(&d->shared->count.syscalls, 1);
 		if (d->method == DISCARD_PUNCH)
-			rc =
-			    fallocate(piece->region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				      (off_t)piece->first, (off_t)len);
+			rc = fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				       (off_t)first, (off_t)range->iov_len);
 		else
-			rc = madvise(host, (size_t)len,
+			rc = madvise(range->iov_base, range->iov_len,
 				     d->method == DISCARD_FREE ? MADV_FREE : MADV_DONTNEED);
 	} while (rc < 0 && errno == EINTR);
 	return rc < 0 ? -errno : 0;
 }
 
 /*
- * Steps 4 and 5 for n pages from guest address addr, all in one region. *done is
- * the guest address up to which this call has dropped everything.
- * Returns 1 if a range was dropped, 0 if none was left, -errno.
+ * MADV_DONTNEED of n ranges by one system call. How many of them were done: 0 also on a kernel
+ * that cannot do this to ourselves, which is not asked again.
+ */
+static size_t dontneed_all(struct discard *d, const struct iovec *ranges, size_t n)
+{
+	ssize_t done;
+	size_t i;
+
+	if (n < 2 || d->self < 0)
+		return 0;
+	add(&d->shared->count.syscalls, 1);
+	done = syscall(SYS_process_madvise, d->self, ranges, n, MADV_DONTNEED, 0);
+	if (done < 0 && errno != EINTR && errno != ENOMEM) {
+		close(d->self);
+		d->self = -1;
+	}
+	for (i = 0; i < n && done >= (ssize_t)ranges[i].iov_len; i++)
+		done -= (ssize_t)ranges[i].iov_len;
+	return i;
+}
+
+/* Empties our mapping of the blocks that were noted. What cannot be only makes holes dearer. */
+static void empty_blocks(struct discard *d)
+{
+	const size_t done = dontneed_all(d, d->blocks, d->blocked);
+
+	for (size_t i = done; i < d->blocked; i++) {
+		add(&d->shared->count.syscalls, 1);
+		(void)madvise(d->blocks[i].iov_base, d->blocks[i].iov_len, MADV_DONTNEED);
+	}
+	d->blocked = 0;
+}
+
+/* Step 5. Ranges that were dropped are added to *ranges; 0 or the first -errno. */
+static int drop_batch(struct discard *d, int64_t *ranges)
+{
+	size_t done = 0;
+	int first_error = 0;
+
+	if (d->blocked > 0)
+		empty_blocks(d);
+	if (d->method == DISCARD_DONTNEED)
+		done = dontneed_all(d, d->batch, d->batched);
+	for (size_t i = 0; i < d->batched; i++) {
+		const int rc = i < done ? 0 : drop(d, &d->batch_region, &d->batch[i]);
+
+		if (rc < 0) {
+			add(&d->shared->count.failed, 1);
+			if (!first_error)
+				first_error = rc;
+			continue;
+		}
+		add(&d->shared->count.ranges, 1);
+		add(&d->shared->count.pages, d->batch[i].iov_len >> GM_PAGE_SHIFT);
+		(*ranges)++;
+	}
+	d->batched = 0;
+	return first_error;
+}
+
+/* Notes the mapping around a small hole for emptying, once there were a few of them. */
+static void count_hole(struct discard *d, const struct gm_region *region, const struct piece *piece)
+{
+	const uint64_t block =
+	    (region->guest_addr + (piece->first - region->fd_offset)) / BLOCK_BYTES;
+	uint64_t first = block * BLOCK_BYTES, end = first + BLOCK_BYTES;
+	struct iovec *last = d->blocked > 0 ? &d->blocks[d->blocked - 1] : NULL;
+	uint8_t *host;
+
+	if (!d->holes || block >= d->holes_count || piece->end - piece->first >= SMALL_BYTES ||
+	    ++d->holes[block] < BLOCK_HOLES)
+		return;
+	d->holes[block] = 0;
+	if (first < region->guest_addr)
+		first = region->guest_addr;
+	if (end > region->guest_addr + region->size)
+		end = region->guest_addr + region->size;
+	host = region->host + (first - region->guest_addr);
+	/* Regions of a front end may begin anywhere in a page. */
+	if ((uintptr_t)host % d->host_page)
+		return;
+	if (last && (uint8_t *)last->iov_base + last->iov_len == host)
+		last->iov_len += (size_t)(end - first);
+	else
+		d->blocks[d->blocked++] =
+		    (struct iovec){.iov_base = host, .iov_len = (size_t)(end - first)};
+}
+
+/* Puts a piece into the batch; see drop_batch(). */
+static int collect(struct discard *d, const struct piece *piece, int64_t *ranges)
+{
+	const struct gm_region *region = piece->region;
+	int rc = 0;
+
+	if (d->batched == BATCH_RANGES ||
+	    (d->batched > 0 && d->batch_region.guest_addr != region->guest_addr))
+		rc = drop_batch(d, ranges);
+	if (d->method == DISCARD_PUNCH && d->granule == GM_PAGE_SIZE)
+		count_hole(d, region, piece);
+	d->batch_region = *region;
+	d->batch[d->batched++] =
+	    (struct iovec){.iov_base = region->host + (piece->first - region->fd_offset),
+			   .iov_len = (size_t)(piece->end - piece->first)};
+	return rc;
+}
+
+/*
+ * Step 4 for n pages from guest address addr, all in one region. *done is
+ * the guest address up to which this call has dropped everything, or is about to.
+ * Adds ranges that were dropped meanwhile; 0 or -errno.
  */
 static int drop_pages(struct discard *d, const struct gm_region *region, uint64_t addr, uint64_t n,
-		      uint64_t *done)
+		      uint64_t *done, int64_t *ranges)
 {
 	const uint64_t granule = d->granule;
 	const uint64_t first = region->fd_offset + (addr - region->guest_addr);
@@ -345,8 +502,7 @@ static int drop_pages(struct discard *d, const struct gm_region *region, uint64_
 	const bool aligned = first % GM_PAGE_SIZE == 0;
 	const uint64_t below = first & ~(granule - 1), above = (end + granule - 1) & ~(granule - 1);
 	struct piece piece = {.region = region, .first = below, .end = above};
-	uint64_t whole, dropped;
-	int rc;
+	uint64_t whole;
 
 	if (below != first && !(aligned && all_held(d, region, below, first)))
 		piece.first = below + granule;
@@ -372,19 +528,15 @@ static int drop_pages(struct discard *d, const struct gm_region *region, uint64_
 	if (piece.first >= piece.end)
 		return 0;
 
-	rc = fail_this(d) ? -EIO : drop(d, &piece);
-	if (rc < 0) {
+	if (fail_this(d)) {
 		add(&d->shared->count.failed, 1);
-		return rc;
+		return -EIO;
 	}
 	*done = region->guest_addr + (piece.end - region->fd_offset);
-	dropped = (piece.end - piece.first) >> GM_PAGE_SHIFT;
-	add(&d->shared->count.ranges, 1);
-	add(&d->shared->count.pages, dropped);
-	return 1;
+	return collect(d, &piece, ranges);
 }
 
-/* Steps 3 to 5 for one run. Adds the ranges to *ranges; 0 or the first -errno. */
+/* Steps 3 and 4 for one run. Adds the ranges to *ranges; 0 or the first -errno. */
 static int drop_run(struct discard *d, uint64_t pfn, uint64_t n, uint64_t *done, int64_t *ranges)
 {
 	int first_error = 0;
@@ -404,11 +556,9 @@ static int drop_run(struct discard *d, uint64_t pfn, uint64_t n, uint64_t *done,
 		} else {
 			if (here > n)
 				here = n;
-			rc = drop_pages(d, region, addr, here, done);
+			rc = drop_pages(d, region, addr, here, done, ranges);
 		}
-		if (rc > 0)
-			*ranges += rc;
-		else if (rc < 0 && !first_error)
+		if (rc < 0 && !first_error)
 			first_error = rc;
 		pfn += here;
 		n -= here;
@@ -426,12 +576,12 @@ int64_t discard_pages(struct discard *d, uint32_t *pfns, size_t n)
 		const size_t count = scratch_fit(d, n);
 		uint64_t done = 0;
 		size_t i = 0;
+		int rc;
 
 		sort(d, pfns, count);
 		while (i < count) {
 			const uint64_t first = pfns[i];
 			uint64_t end = first + 1;
-			int rc;
 
 			for (i++; i < count && pfns[i] <= end; i++)
 				end = (uint64_t)pfns[i] + 1;
@@ -439,6 +589,9 @@ int64_t discard_pages(struct discard *d, uint32_t *pfns, size_t n)
 			if (rc < 0 && !first_error)
 				first_error = rc;
 		}
+		rc = drop_batch(d, &ranges);
+		if (rc < 0 && !first_error)
+			first_error = rc;
 		pfns += count;
 		n -= count;
 	}
@@ -448,17 +601,16 @@ int64_t discard_pages(struct discard *d, uint32_t *pfns, size_t n)
 int discard_range(struct discard *d, uint64_t addr, uint64_t len)
 {
 	const struct gm_region *region = gm_find(d->mem, addr);
-	struct piece piece;
+	struct iovec range;
 	int rc;
 
 	if (len == 0 || (addr | len) % GM_PAGE_SIZE != 0)
 		return -EINVAL;
 	if (!region || !gm_at(d->mem, addr, len))
 		return -EFAULT;
-	piece.region = region;
-	piece.first = region->fd_offset + (addr - region->guest_addr);
-	piece.end = piece.first + len;
-	rc = drop(d, &piece);
+	range.iov_base = region->host + (addr - region->guest_addr);
+	range.iov_len = (size_t)len;
+	rc = drop(d, region, &range);
 	if (rc < 0) {
 		add(&d->shared->count.failed, 1);
 		return rc;

@@ -6,7 +6,11 @@
  * PFNs of one or several requests are given together, sorted in place and
  * merged. Only whole host pages are dropped: where the host's page is bigger than
  * 4 KiB, a range is rounded inward (T-49). Shared file memory is dropped by
- * punching a hole in the file, since MADV_DONTNEED frees nothing there (T-50).
+ * punching a hole in the file, since MADV_DONTNEED frees nothing there (T-50), and private
+ * memory by MADV_DONTNEED, of many ranges in one system call where the kernel can do that (6.13).
+ *
+ * Scattered holes empty our mapping of the memory around them now and then. Nothing is lost by
+ * that, but the next access to such a page is a fault that finds it again.
  *
  * Threads: discard_pages() by one at a time; counters and faults from any.
  */
@@ -19,8 +23,8 @@
 #include "guest_memory.h"
 
 enum discard_method {
-	DISCARD_PUNCH = 0, /* fallocate(PUNCH_HOLE): the page leaves the file */
-	DISCARD_DONTNEED,  /* madvise(MADV_DONTNEED) */
+	DISCARD_PUNCH = 0, /* fallocate(PUNCH_HOLE): the page leaves the file; no private memory */
+	DISCARD_DONTNEED,  /* madvise(MADV_DONTNEED); frees private memory only */
 	DISCARD_FREE,      /* madvise(MADV_FREE): lazily, private memory only */
 	DISCARD_NONE       /* count only */
 };
@@ -28,7 +32,7 @@ enum discard_method {
 /* Counts since creation. */
 struct discard_counters {
 	uint64_t ranges;   /* merged ranges given back */
-	uint64_t syscalls; /* system calls made for them */
+	uint64_t syscalls; /* system calls made for them, and to empty the mapping */
 	uint64_t pages;    /* 4 KiB pages in those ranges */
 	uint64_t failed;   /* ranges that the host refused; the pages stay allocated */
 	uint64_t partial;  /* 4 KiB pages left alone since they are part of a bigger host page */

@@ -48,6 +48,8 @@
 #define GM_CREATE_MAX  (1ull << 44) /* 16 TiB: all that 32-bit PFNs reach (T-17) */
 #define STAMP_STEP     512u         /* bytes between two words of the pattern */
 #define STAMP_WORDS    (GM_PAGE_SIZE / STAMP_STEP)
+#define HUGE_BYTES     (2ull << 20) /* of a huge page; anonymous memory begins at a multiple */
+#define MINCORE_PAGES  8192u        /* asked for at once */
 
 /* A region and what is needed to undo it. */
 struct mapping {
@@ -62,6 +64,7 @@ struct mapping {
 struct gm {
 	unsigned count; /* regions in use */
 	bool guarded;   /* gm_guard() was called */
+	bool anonymous; /* a region is not a file */
 	int64_t peak;   /* highest sampled allocation; atomic, threads may sample */
 	struct mapping mappings[GM_REGIONS_MAX]; /* sorted by guest_addr */
 };
@@ -109,6 +112,53 @@ fail_fd:
 fail:
 	gm_destroy(mem);
 	return rc;
+}
+
+/* Maps size bytes of anonymous memory at a multiple of HUGE_BYTES. NULL with errno. */
+static uint8_t *map_anonymous(size_t size)
+{
+	const size_t room = size + HUGE_BYTES;
+	uint8_t *map, *at;
+	size_t before;
+
+	map = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		   -1, 0);
+	if (map == MAP_FAILED)
+		return NULL;
+	before = (HUGE_BYTES - (uintptr_t)map % HUGE_BYTES) % HUGE_BYTES;
+	at = map + before;
+	if (before > 0)
+		munmap(map, before);
+	munmap(at + size, room - before - size);
+	return at;
+}
+
+int gm_create_anonymous(uint64_t size, enum gm_pages pages, struct gm **out)
+{
+	struct mapping *m;
+	struct gm *mem;
+	int rc;
+
+	if (size == 0 || size % GM_PAGE_SIZE || size > GM_CREATE_MAX)
+		return -EINVAL;
+	rc = gm_create_empty(&mem);
+	if (rc)
+		return rc;
+	m = &mem->mappings[0];
+	m->map_bytes = (size_t)size;
+	m->map = map_anonymous(m->map_bytes);
+	if (!m->map) {
+		rc = -errno;
+		free(mem);
+		return rc;
+	}
+	/* Refused by a kernel without huge pages, where the pages are small anyway. */
+	(void)madvise(m->map, m->map_bytes, pages == GM_HUGE ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	m->region = (struct gm_region){.size = size, .host = m->map, .fd = -1};
+	mem->count = 1;
+	mem->anonymous = true;
+	*out = mem;
+	return 0;
 }
 
 /* Page size of the file's memory: mmap() of hugetlbfs wants its own alignment. */
@@ -204,7 +254,8 @@ void gm_destroy(struct gm *mem)
 		if (mem->guarded)
 			guard_remove(mem->mappings[i].map);
 		munmap(mem->mappings[i].map, mem->mappings[i].map_bytes);
-		close(mem->mappings[i].region.fd);
+		if (mem->mappings[i].region.fd >= 0)
+			close(mem->mappings[i].region.fd);
 	}
 	free(mem);
 }
@@ -217,7 +268,8 @@ int gm_guard(struct gm *mem)
 	for (unsigned i = 0; i < mem->count && rc == 0; i++) {
 		const struct mapping *m = &mem->mappings[i];
 
-		rc = guard_add(m->map, m->map_bytes, (size_t)file_page(m->region.fd));
+		if (m->region.fd >= 0) /* nobody can take other memory from under us */
+			rc = guard_add(m->map, m->map_bytes, (size_t)file_page(m->region.fd));
 	}
 	return rc;
 }
@@ -301,6 +353,25 @@ uint64_t gm_pfn_end(const struct gm *mem)
 	return (last->guest_addr + last->size) >> GM_PAGE_SHIFT;
 }
 
+/* Bytes of an anonymous mapping that are there, or -errno. */
+static int64_t resident_bytes(const struct mapping *m)
+{
+	const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	unsigned char there[MINCORE_PAGES];
+	int64_t pages = 0;
+
+	for (size_t at = 0; at < m->map_bytes; at += sizeof(there) * page) {
+		const size_t left = m->map_bytes - at;
+		const size_t bytes = left < sizeof(there) * page ? left : sizeof(there) * page;
+
+		if (mincore(m->map + at, bytes, there))
+			return -errno;
+		for (size_t i = 0; i < (bytes + page - 1) / page; i++)
+			pages += there[i] & 1;
+	}
+	return pages * (int64_t)page;
+}
+
 int64_t gm_allocated_bytes(const struct gm *mem)
 {
 	int64_t bytes = 0;
@@ -308,6 +379,14 @@ int64_t gm_allocated_bytes(const struct gm *mem)
 	for (unsigned i = 0; i < mem->count; i++) {
 		struct stat st;
 
+		if (mem->mappings[i].region.fd < 0) {
+			const int64_t resident = resident_bytes(&mem->mappings[i]);
+
+			if (resident < 0)
+				return resident;
+			bytes += resident;
+			continue;
+		}
 		if (!mem->mappings[i].first_of_file)
 			continue;
 		if (fstat(mem->mappings[i].region.fd, &st))
@@ -352,7 +431,7 @@ static int populate_by_hand(const struct gm_region *region, uint8_t *base, uint6
 	uint64_t step = (uint64_t)sysconf(_SC_PAGESIZE);
 
 	/* Room is taken here, where lack of it is an error code and not yet a signal. */
-	if (fallocate(region->fd, 0, (off_t)offset, (off_t)len))
+	if (region->fd >= 0 && fallocate(region->fd, 0, (off_t)offset, (off_t)len))
 		return -errno;
 	/* An atomic OR of nothing is a store that cannot undo what another thread writes. */
 	for (uint64_t done = 0; done < len; done += step)
@@ -430,7 +509,9 @@ int64_t gm_stamp(struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner)
 			memcpy(page + k * STAMP_STEP, &word, sizeof(word));
 		}
 	}
-	gm_allocated_peak(mem);
+	/* Small batches, and many: too dear where every page has to be looked at. */
+	if (!mem->anonymous)
+		gm_allocated_peak(mem);
 	return (int64_t)n;
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Guest memory: guest-physical ranges backed by files, so that the host can
- * take pages back by punching holes.
+ * take pages back by punching holes, or by private anonymous memory, where it
+ * takes them back with MADV_DONTNEED.
  *
  *   guest-physical   0        region 0        |  hole  |   region 1
  *                    +------------------------+        +--------------+
@@ -28,9 +29,9 @@ struct gm; /* opaque; a memory map and the files behind it */
 struct gm_region {
 	uint64_t guest_addr; /* first guest-physical address */
 	uint64_t size;       /* bytes */
-	uint64_t fd_offset;  /* where in the file guest_addr stands */
+	uint64_t fd_offset;  /* where in the file guest_addr stands; 0 for anonymous memory */
 	uint8_t *host;       /* where guest_addr is mapped in this process */
-	int fd;              /* the file; owned by the memory map */
+	int fd;              /* the file, owned by the memory map; -1: private anonymous memory */
 };
 
 /*
@@ -40,6 +41,18 @@ struct gm_region {
  * Returns 0, -EINVAL, -ENOMEM or the -errno of memfd_create/mmap.
  */
 int gm_create(uint64_t size, struct gm **out);
+
+/* Which pages the host uses for anonymous memory. */
+enum gm_pages {
+	GM_SMALL, /* its smallest, whatever the system prefers */
+	GM_HUGE,  /* huge ones wherever one fits and the host has one */
+};
+
+/*
+ * The same of private anonymous memory, which no other process can map. Its first byte is aligned
+ * to 2 MiB, so huge pages of host and guest coincide. Errors as gm_create().
+ */
+int gm_create_anonymous(uint64_t size, enum gm_pages pages, struct gm **out);
 
 /* An empty memory map, to which regions are added. 0 or -ENOMEM. */
 int gm_create_empty(struct gm **out);
@@ -107,15 +120,19 @@ uint64_t gm_size(const struct gm *mem);
 uint64_t gm_pfn_end(const struct gm *mem);
 
 /*
- * Bytes that the files really occupy now (st_blocks), summed over the regions'
- * distinct files; -errno on failure. This is what "measured" means: it counts
- * pages, not requests.
+ * Bytes that the host really has allocated now: blocks of the regions' distinct files
+ * (st_blocks), pages of anonymous memory that are there (mincore, which looks at each: a
+ * millisecond or two a GiB). -errno on failure. This is what "measured" means: it counts pages,
+ * not requests. Anonymous pages count that were only read, as in files. Of an anonymous huge page of which a part was given back, that part counts as
+ * gone, although the kernel can use it only after it has split the page, which it does when
+ * memory is short.
  */
 int64_t gm_allocated_bytes(const struct gm *mem);
 
 /*
  * The most that gm_allocated_bytes() has been, sampled at the end of every
- * gm_populate() and gm_stamp() and of every call of this function. Bytes.
+ * gm_populate() and of every call of this function, and after every gm_stamp() if all regions are
+ * files. Bytes.
  */
 int64_t gm_allocated_peak(struct gm *mem);
 

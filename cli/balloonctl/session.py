@@ -96,8 +96,10 @@ class Recording:
 
     def machine(self, fields: Mapping[str, Any]) -> None:
         """The machine that the session made by itself, as the `start` line that makes the same."""
+        from shlex import quote
+
         flags = {"deflate_on_oom", "must_tell_host", "event_idx", "indirect", "pin"}
-        plain = {"design", "queue_size", "discard", "seed"}
+        plain = {"design", "queue_size", "seed"}
         sizes = {"ram_bytes": "ram", "touch_bytes": "touch", "used_bytes": "used"}
         words = ["start"]
         for name, value in fields.items():
@@ -108,8 +110,8 @@ class Recording:
                 words.append(option if value else option.replace("--", "--no-", 1))
             elif value and name == "fragmented":
                 words.append(option)
-            elif value and name == "stats_interval":
-                words += [option, str(value)]
+            elif value and name in {"stats_interval", "memory", "discard"}:
+                words += [option, quote(str(value))]
         self._write(" ".join(words))
 
     def line(self, line: str, code: int) -> None:

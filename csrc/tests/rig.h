@@ -43,11 +43,19 @@ static inline struct bln_options rig_options(void)
 	    .features = RIG_ALL, .discard = DISCARD_PUNCH, .queue_size_max = 256};
 }
 
-static inline void rig_make_with(struct rig *rig, const struct bln_options *options)
+static inline void rig_make_over(struct rig *rig, struct gm *mem, const struct bln_options *options)
 {
 	memset(rig, 0, sizeof(*rig));
-	t_equal(0, gm_create((uint64_t)RIG_PAGES << GM_PAGE_SHIFT, &rig->mem));
+	rig->mem = mem;
 	t_equal(0, bln_create(rig->mem, options, &rig->dev));
+}
+
+static inline void rig_make_with(struct rig *rig, const struct bln_options *options)
+{
+	struct gm *mem;
+
+	t_equal(0, gm_create((uint64_t)RIG_PAGES << GM_PAGE_SHIFT, &mem));
+	rig_make_over(rig, mem, options);
 }
 
 static inline void rig_make(struct rig *rig)

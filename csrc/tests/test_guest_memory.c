@@ -1,6 +1,7 @@
 /* Description: guest memory: regions, bounds, allocation figures, the user's pattern. */
 /* SPDX-License-Identifier: MIT */
 #include <fcntl.h>
+#include <stdbool.h>
 #include <sys/stat.h>
 
 #include "helpers.h"
@@ -47,6 +48,68 @@ static void test_file_cannot_shrink_but_takes_holes(void)
 			     4 * GM_PAGE_SIZE));
 	t_equal(12 * GM_PAGE_SIZE, gm_allocated_bytes(mem));
 	t_equal(16 * GM_PAGE_SIZE, gm_allocated_peak(mem));
+	gm_destroy(mem);
+}
+
+static void test_t_50_anonymous_memory_is_counted_page_by_page(void)
+{
+	static uint32_t pfns[100];
+	struct gm_region region;
+	struct gm *mem;
+
+	t_equal(-EINVAL, gm_create_anonymous(0, GM_SMALL, &mem));
+	t_equal(-EINVAL, gm_create_anonymous(GM_PAGE_SIZE + 1, GM_SMALL, &mem));
+	t_equal(-EINVAL,
+		gm_create_anonymous((1ull << 44) + GM_PAGE_SIZE, GM_HUGE, &mem)); /* T-17 */
+	t_equal(0, gm_create_anonymous(20000ull * GM_PAGE_SIZE, GM_SMALL, &mem));
+	t_equal(20000, gm_pfn_end(mem));
+	t_equal(0, gm_region_at(mem, 0, &region));
+	t_equal(-1, region.fd);
+	t_equal(0, (uintptr_t)region.host % (2u << 20));
+	t_equal(0, gm_allocated_bytes(mem));
+	/* Across the pieces in which the kernel is asked. */
+	t_equal(0, gm_populate(mem, 8000 * GM_PAGE_SIZE, 9000 * GM_PAGE_SIZE));
+	t_equal(9000 * GM_PAGE_SIZE, gm_allocated_bytes(mem));
+	for (uint32_t i = 0; i < 100; i++)
+		pfns[i] = 19999 - i;
+	t_equal(100, gm_stamp(mem, pfns, 100, 3));
+	t_equal(9100 * GM_PAGE_SIZE, gm_allocated_bytes(mem));
+	t_equal(0, gm_verify(mem, pfns, 100, 3, NULL, 0));
+	t_equal(9100 * GM_PAGE_SIZE, gm_allocated_peak(mem));
+	t_equal(0, madvise(region.host + 8000 * GM_PAGE_SIZE, 9000 * GM_PAGE_SIZE, MADV_DONTNEED));
+	t_equal(100 * GM_PAGE_SIZE, gm_allocated_bytes(mem));
+	t_equal(9100 * GM_PAGE_SIZE, gm_allocated_peak(mem));
+	t_equal(0, gm_guard(mem)); /* nothing to guard */
+	gm_destroy(mem);
+}
+
+static void test_huge_pages_back_huge_memory(void)
+{
+	struct gm_region region;
+	struct gm *mem;
+	char line[256];
+	FILE *maps;
+	unsigned long start, end, kib = 0;
+	bool ours = false;
+
+	t_equal(0, gm_create_anonymous(8u << 20, GM_HUGE, &mem));
+	t_equal(0, gm_region_at(mem, 0, &region));
+	t_equal(0, gm_populate(mem, 0, GM_PAGE_SIZE));
+	maps = fopen("/proc/self/smaps", "r");
+	t_check(maps);
+	while (fgets(line, sizeof(line), maps)) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			ours = start <= (uintptr_t)region.host && (uintptr_t)region.host < end;
+		else if (ours && sscanf(line, "AnonHugePages: %lu kB", &kib) == 1)
+			break;
+	}
+	fclose(maps);
+	if (kib == 0) {
+		gm_destroy(mem);
+		t_skip("the host has no huge page");
+	}
+	t_equal(2048, kib);
+	t_equal(2u << 20, gm_allocated_bytes(mem));
 	gm_destroy(mem);
 }
 
@@ -304,6 +367,8 @@ static const struct t_test tests[] = {
     T_TEST(test_create_sizes),
     T_TEST(test_nothing_is_allocated_at_first),
     T_TEST(test_file_cannot_shrink_but_takes_holes),
+    T_TEST(test_t_50_anonymous_memory_is_counted_page_by_page),
+    T_TEST(test_huge_pages_back_huge_memory),
     T_TEST(test_bounds),
     T_TEST(test_window_agrees_with_lookup),
     T_TEST(test_add_region_refuses),

@@ -264,6 +264,71 @@ static void test_scattered_pages(void)
 	rig_drop(&rig);
 }
 
+/*
+ * Two huge pages whose small ones come interleaved, in any order and in requests of 256: the first
+ * small page may leave only when all of its huge page may, or the huge page is split.
+ */
+static void check_huge_pages_leave_whole(bool anonymous)
+{
+	struct bln_options options = rig_options();
+	uint32_t pfns[2 * BLOCK];
+	uint64_t random = 5;
+	struct rig rig;
+	struct gm *mem;
+
+	if (anonymous)
+		options.discard = DISCARD_DONTNEED;
+	atomic_store(&held_back, false);
+	if (anonymous)
+		t_equal(0,
+			gm_create_anonymous((uint64_t)RIG_PAGES << GM_PAGE_SHIFT, GM_HUGE, &mem));
+	else
+		t_equal(0, gm_create((uint64_t)RIG_PAGES << GM_PAGE_SHIFT, &mem));
+	rig_make_over(&rig, mem, &options);
+	t_equal(0, gm_populate(rig.mem, (uint64_t)RIG_USER << GM_PAGE_SHIFT,
+			       2ull * BLOCK << GM_PAGE_SHIFT));
+	t_equal(0, bln_worker_start(rig.dev, -1, &rig.worker));
+	rig_start(&rig, RIG_ALL, 64);
+	for (uint32_t i = 0; i < 2 * BLOCK; i++)
+		pfns[i] = htole32(RIG_USER + i % 2 * BLOCK + i / 2);
+	for (uint32_t i = 2 * BLOCK; i > 1; i--) {
+		const uint32_t j = (uint32_t)(t_random(&random) % i), pfn = pfns[i - 1];
+
+		pfns[i - 1] = pfns[j];
+		pfns[j] = pfn;
+	}
+	/* Visible together, so that the device does not fall idle in between. */
+	t_equal(0, gm_write(rig.mem, rig_data(INFLATE), pfns, sizeof(pfns)));
+	for (unsigned i = 0; i < 4; i++) {
+		const struct vq_segment segment = {rig_data(INFLATE) + i * 1024, 1024};
+
+		t_equal(0, vq_driver_add(rig.rings[INFLATE].driver, &segment, 1, 0, i));
+	}
+	t_equal(4, vq_driver_publish(rig.rings[INFLATE].driver));
+	rig_kick(&rig, INFLATE);
+	rig_until(rig_count(&rig).lazy_pages == 2 * BLOCK);
+	t_check(rig_count(&rig).discard.ranges <= 2);
+	t_check(rig_count(&rig).discard.syscalls <= 2);
+	t_equal(0, rig_count(&rig).discard.failed);
+	if (!anonymous)
+		t_check(gone(&rig, RIG_USER, 2 * BLOCK));
+	/* Back, and written: what comes late would take that away. */
+	for (uint32_t at = 0; at < 2 * BLOCK; at += 256)
+		request(&rig, DEFLATE, RIG_USER + at, 256);
+	for (uint32_t i = 0; i < 2 * BLOCK; i++)
+		*word_of(&rig, RIG_USER + i) = i + 1;
+	bln_flush(rig.dev);
+	for (uint32_t i = 0; i < 2 * BLOCK; i++)
+		t_equal(i + 1, *word_of(&rig, RIG_USER + i));
+	rig_drop(&rig);
+}
+
+static void test_interleaved_huge_pages_leave_whole(void)
+{
+	check_huge_pages_leave_whole(true);
+	check_huge_pages_leave_whole(false);
+}
+
 static void test_failures_are_counted(void)
 {
 	const struct bln_faults faults = {.fail_discards = 2};
@@ -600,6 +665,7 @@ static const struct t_test tests[] = {
     T_TEST(test_the_rest_leaves_when_nothing_comes),
     T_TEST(test_flush_gives_all_back),
     T_TEST(test_scattered_pages),
+    T_TEST(test_interleaved_huge_pages_leave_whole),
     T_TEST(test_failures_are_counted),
     T_TEST(test_no_more_is_owed_than_allowed),
     T_TEST(test_bal_dev_06_deflate_waits_for_the_flight),

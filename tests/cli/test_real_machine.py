@@ -93,6 +93,30 @@ def test_the_main_job_inflate_deflate_oom_and_memory_that_really_comes_back(
     assert document("check")["lost_pages"] == 0
 
 
+@pytest.mark.parametrize("kind", ["anon", "huge", "./guest", "./"])
+def test_memory_of_any_kind_really_comes_back(runtime_dir: Path, tmp_path: Path, kind: str) -> None:
+    run("start", "--ram", "32M", "--memory", kind)
+    run("inflate", "16M")
+    status = document("status")
+    assert status["returned_acknowledged_bytes"] == status["returned_measured_bytes"] == 16 * MIB
+    # A path is meant from where the command was given.
+    assert status["memory"] == (str(tmp_path / kind) if "/" in kind else kind)
+    run("stop")
+    assert not (tmp_path / "guest").exists()
+
+
+def test_memory_that_cannot_be_is_refused(runtime_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    for options in (
+        ["--memory", "paper"],
+        ["--memory", "./precious"],
+        ["--memory", "/dev/null"],
+        ["--memory", "anon", "--discard", "punch"],
+    ):
+        assert three_lines(run("start", "--ram", "32M", *options, code=2))[0] == "error"
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_without_deflate_on_oom_the_killer_comes(runtime_dir: Path) -> None:
     run("start", "--ram", "32M", "--no-deflate-on-oom")
     run("inflate", "8M")

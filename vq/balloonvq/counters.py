@@ -227,6 +227,8 @@ class Status:
     """Negotiated feature names."""
     device_status: tuple[str, ...]
     """Status bits that are set."""
+    memory: str | None = None
+    """Where guest memory comes from: memfd, anon, huge or a path; None: the guest is elsewhere."""
     discard: str
     """punch, dontneed, free or none."""
     balloon: Balloon

@@ -1,7 +1,7 @@
 """The machine: memory, device, guest and driver put together; what the commands drive.
 
     Machine
-    ├── memory    GuestMemory      a memfd
+    ├── memory    GuestMemory      a memfd, or what the user chose
     ├── device    BalloonDevice    C, its own thread
     └── guest     Kernel           tasks of a ThreadRuntime
         └── driver BalloonDriver   with a locking design
@@ -62,7 +62,7 @@ from balloonvq.guest.kernel import Kernel
 from balloonvq.guest.pages import PageAllocator
 from balloonvq.guest.tasks import UserTask
 from balloonvq.host import available_bytes, shared_cpu
-from balloonvq.memory import PAGE_SIZE, GuestMemory
+from balloonvq.memory import PAGE_SIZE, GuestMemory, is_private
 from balloonvq.queue import ring_layout
 from balloonvq.runtime import Stopped
 from balloonvq.runtime.threads import ThreadRuntime, ThreadTask
@@ -116,7 +116,9 @@ class MachineConfig:
         design_options: values of the design's options that are not the default.
         deflate_on_oom, must_tell_host, event_idx, indirect: features on offer.
         queue_size: descriptors a queue, a power of 2 up to 32768.
-        discard: how the device gives pages back.
+        memory: where guest memory comes from; see `balloonvq.memory`.
+        discard: how the device gives pages back; None is what frees that memory: dontneed if it is
+            private to the process, else punch.
         seed: for everything that is drawn.
         stats_interval: seconds between statistics requests; 0 = only when asked.
         pin: put guest tasks and device thread on one processor. They take turns, so
@@ -136,7 +138,8 @@ class MachineConfig:
     event_idx: bool = True
     indirect: bool = True
     queue_size: int = 128
-    discard: DiscardMethod = "punch"
+    memory: str = "memfd"
+    discard: DiscardMethod | None = None
     seed: int = 0
     stats_interval: int = 0
     pin: bool = True
@@ -195,7 +198,7 @@ class Machine:
         on_progress: Callable[[int, int], None] | None,
     ) -> None:
         cpu = shared_cpu() if config.pin else None
-        self.memory = GuestMemory(config.ram_bytes)
+        self.memory = GuestMemory(config.ram_bytes, config.memory)
         cleanup.callback(self._unless_abandoned, self.memory.close)
         self._touch(on_progress)
         kernel_pages = _kernel_pages(config.queue_size)
@@ -211,7 +214,7 @@ class Machine:
                 event_idx=config.event_idx,
                 indirect=config.indirect,
             ),
-            discard=config.discard,
+            discard=config.discard or ("dontneed" if is_private(config.memory) else "punch"),
             queue_size_max=config.queue_size,
             # How late pages leave, and how many at once, would depend on the real time.
             owed_max_bytes=0 if config.clock == "virtual" else None,
@@ -276,6 +279,12 @@ class Machine:
             )
         if not 0 <= config.seed <= SEED_MAX:
             raise InvalidArgument(f"a seed cannot be {config.seed}", why=f"seeds are 0 to {SEED_MAX}")
+        if config.discard == "punch" and is_private(config.memory):
+            raise InvalidArgument(
+                f"holes cannot be punched in {config.memory} memory",
+                why="it is private to the process, and no file",
+                hint="--discard dontneed",
+            )
         available = available_bytes()
         if ram > available:
             raise NotEnoughMemory(
@@ -544,7 +553,7 @@ class Machine:
         return "running" if trouble is None else "bug"
 
     def _returned_measured_bytes(self) -> int:
-        """Bytes that the file behind guest memory has lost since its fullest moment."""
+        """Bytes that the host has got back of guest memory since its fullest moment."""
         return max(0, self.memory.allocated_peak_bytes() - self.memory.allocated_bytes())
 
     def status(self) -> Status:
@@ -586,6 +595,7 @@ class Machine:
             must_tell_host=bool(device.driver_features & Feature.MUST_TELL_HOST),
             features=feature_names(device.driver_features),
             device_status=status_names(device.status),
+            memory=self.config.memory,
             discard=device.discard,
             balloon=self._balloon(),
             stack=KernelStack(
@@ -654,6 +664,7 @@ class Machine:
             InvalidArgument: if the guest has fewer.
         """
         self._target_set_ns = self.runtime.now_ns()
+        self.memory.allocated_peak_bytes()  # what leaves is counted from the fullest moment
         self.device.set_target(pages)
         self.driver.config_changed()
         self.driver.vb.settled.wake_all()

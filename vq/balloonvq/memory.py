@@ -1,46 +1,119 @@
-"""Guest memory: the Python face of csrc/guest_memory.h."""
+"""Guest memory: the Python face of csrc/guest_memory.h.
+
+Where a guest's RAM comes from is told by its backing, one of
+
+``memfd``    shared memory of its own, small pages; the host takes them back by punching holes
+``anon``     private anonymous memory, small pages; MADV_DONTNEED
+``huge``     the same with huge pages, wherever the kernel has one (MADV_HUGEPAGE)
+a path       a file; anything with a slash in it. In a directory a file without a name is made, which is gone
+             with the process, however it ends. A file that has a name must be a new one; it is removed when
+             the memory is closed. On a tmpfs that is mounted with huge=always its pages are huge.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
 from types import TracebackType
 from typing import Self
 
-from balloonvq.errors import InvalidArgument
+from balloonvq.errors import InvalidArgument, NotEnoughMemory
 from balloonvq.ffi import CData, check, ffi, lib
 
-__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "GuestMemory"]
+__all__ = ["BACKINGS", "PAGE_SHIFT", "PAGE_SIZE", "GuestMemory", "is_private"]
 
 #: The balloon's page, whatever the host's: 4096 bytes (BAL-DRV-07).
 PAGE_SIZE = 4096
 PAGE_SHIFT = 12
 
+#: Backings that are no path.
+BACKINGS = ("memfd", "anon", "huge")
+
+
+def is_private(backing: str) -> bool:
+    """Whether memory of that backing belongs to one process, so that there is nothing to punch holes in."""
+    return backing in {"anon", "huge"}
+
 
 class GuestMemory:
-    """A guest's RAM: one memfd at guest-physical 0, or regions added by a front end.
+    """A guest's RAM: one piece at guest-physical 0, or regions added by a front end.
 
     Args:
         size_bytes: bytes of RAM; a multiple of `PAGE_SIZE`, at most 16 TiB (T-17).
+        backing: where it comes from, see above.
 
     Raises:
-        InvalidArgument: if the size is not whole pages.
+        InvalidArgument: if the size is not whole pages, or the backing cannot be used.
         NotEnoughMemory: if the host has no room for the mapping.
     """
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, backing: str = "memfd") -> None:
         if size_bytes <= 0 or size_bytes % PAGE_SIZE:
             raise InvalidArgument(
                 f"guest memory of {size_bytes} bytes is not whole pages",
                 why=f"a page is {PAGE_SIZE} bytes",
             )
+        self.backing = backing
+        self._file: tuple[str, int] | None = None
+        if backing not in BACKINGS:
+            self._map_file(size_bytes, backing)
+            return
         out = ffi.new("struct gm **")
-        check(lib.gm_create(size_bytes, out), "map the guest's memory")
+        if is_private(backing):
+            pages = lib.GM_HUGE if backing == "huge" else lib.GM_SMALL
+            rc = lib.gm_create_anonymous(size_bytes, pages, out)
+        else:
+            rc = lib.gm_create(size_bytes, out)
+        check(rc, "map the guest's memory")
         self._gm: CData = out[0]
+
+    def _map_file(self, size_bytes: int, path: str) -> None:
+        if "/" not in path:
+            raise InvalidArgument(
+                f"guest memory cannot be {path!r}",
+                why=f"it is {', '.join(BACKINGS)}, or a path",
+                hint=f"a file here is ./{path}",
+            )
+        descriptor, named = _open_new(path)
+        if named:
+            self._file = (os.path.abspath(path), os.fstat(descriptor).st_ino)  # noqa: PTH100
+        out = ffi.new("struct gm **")
+        try:
+            check(lib.gm_create_empty(out), "make a memory map")
+            self._gm = out[0]
+            _make_room(path, descriptor, size_bytes)
+            self.add_region(0, size_bytes, descriptor, 0)
+            self._try_hole(path)
+            # Whoever finds the file can shrink it.
+            self.guard()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _try_hole(self, path: str) -> None:
+        """Finds out whether the file system can take pages back."""
+        out = ffi.new("struct discard **")
+        check(lib.discard_create(self._gm, lib.DISCARD_PUNCH, out), "make a discarder")
+        rc = lib.discard_range(out[0], 0, self.size_bytes)
+        lib.discard_destroy(out[0])
+        if rc == -errno.EOPNOTSUPP:
+            raise InvalidArgument(
+                f"guest memory cannot be {path}",
+                why="its file system cannot punch holes, so nothing would ever be given back",
+                hint="a file on tmpfs, hugetlbfs, ext4, xfs or btrfs",
+            )
+        check(rc, f"punch a hole in {path}")
 
     @classmethod
     def empty(cls) -> GuestMemory:
         """A memory map without any memory; see `add_region`."""
         self = cls.__new__(cls)
+        self.backing = "front end"
+        self._file = None
         out = ffi.new("struct gm **")
         check(lib.gm_create_empty(out), "make a memory map")
         self._gm = out[0]
@@ -82,7 +155,7 @@ class GuestMemory:
         return self.size_bytes >> PAGE_SHIFT
 
     def allocated_bytes(self) -> int:
-        """Bytes that the file behind the memory occupies now, counted by the file system."""
+        """Bytes that the host has allocated for the memory now, counted by the kernel."""
         return check(lib.gm_allocated_bytes(self._gm), "measure guest memory")
 
     def allocated_peak_bytes(self) -> int:
@@ -131,6 +204,8 @@ class GuestMemory:
         if self._gm:
             lib.gm_destroy(self._gm)
             self._gm = None
+            if self._file is not None:
+                _remove(*self._file)
 
     def __enter__(self) -> Self:
         return self
@@ -139,3 +214,59 @@ class GuestMemory:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _open_new(path: str) -> tuple[int, bool]:
+    """A new file, and whether it has a name.
+
+    Raises:
+        InvalidArgument: if there is one already, or none can be made.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        if stat.S_ISDIR(os.stat(path).st_mode):  # noqa: PTH116 - the path is the user's own spelling
+            return os.open(path, flags | os.O_TMPFILE, 0o600), False
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InvalidArgument(f"guest memory cannot be made in {path}", why=error.strerror or "") from error
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), True
+    except FileExistsError:
+        raise InvalidArgument(
+            f"guest memory cannot be {path}",
+            why="that is there already, and it might be needed",
+            hint="name a file that is not there, or a directory",
+        ) from None
+    except OSError as error:
+        raise InvalidArgument(f"guest memory cannot be {path}", why=error.strerror or "") from error
+
+
+def _make_room(path: str, descriptor: int, size_bytes: int) -> None:
+    """Gives a new file its size.
+
+    Raises:
+        InvalidArgument: if it cannot have that one.
+        NotEnoughMemory: if its file system has less room than that.
+    """
+    try:
+        os.ftruncate(descriptor, size_bytes)
+    except OSError as error:
+        raise InvalidArgument(
+            f"{path} cannot be {size_bytes} bytes long", why=error.strerror or "", hint="another --ram"
+        ) from error
+    room = os.fstatvfs(descriptor)
+    free = room.f_bavail * room.f_frsize
+    if room.f_blocks and free < size_bytes:  # no blocks: a file system without a limit
+        raise NotEnoughMemory(
+            f"{path} cannot hold a guest of {size_bytes >> 20} MiB",
+            why=f"{free >> 20} MiB are free in its file system",
+            hint=f"--ram {max(1, free >> 20)}M, or another place",
+        )
+
+
+def _remove(path: str, inode: int) -> None:
+    """Takes a file's name away, if it still is that of the same file."""
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)  # noqa: PTH108

@@ -321,6 +321,7 @@ class VhostMachine:
             must_tell_host=bool(device.driver_features & Feature.MUST_TELL_HOST),
             features=feature_names(device.driver_features),
             device_status=status_names(device.status),
+            memory=None,
             discard=device.discard,
             balloon=self._balloon(),
             stack=None,

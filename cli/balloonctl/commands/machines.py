@@ -48,6 +48,12 @@ def _design(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return f"{os.path.abspath(file)}:{name}" if colon and file else value  # noqa: PTH100 - no link is resolved
 
 
+def _memory(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A path is meant from here, wherever its machine will run."""
+    del ctx, param
+    return os.path.abspath(value) if "/" in value else value  # noqa: PTH100 - no link is resolved
+
+
 def design_options(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
     """OPTION=VALUE, once or more."""
     options = {}
@@ -151,10 +157,18 @@ def default_fields() -> dict[str, Any]:
     help="Descriptors of each queue.",
 )
 @click.option(
+    "--memory",
+    default="memfd",
+    show_default=True,
+    metavar="memfd|anon|huge|PATH",
+    callback=_memory,
+    help="Where guest memory comes from: a memfd; private anonymous memory with small or with huge pages; "
+    "a new file, or one without a name in a directory, that goes with the machine.",
+)
+@click.option(
     "--discard",
     type=click.Choice(["punch", "dontneed", "none"]),
-    default="punch",
-    show_default=True,
+    show_default="what frees that memory",
     help="How the device gives memory back to the host.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is random.")

@@ -134,7 +134,9 @@ def _overview(status: Mapping[str, Any]) -> Table:
         )
     if "features" in status:
         grid.add_row("features", " ".join(status["features"]) or "none")
-        grid.add_row("device", " ".join(status["device_status"]) + f"; discard by {status['discard']}")
+        memory = f"{status['memory']} memory, " if status.get("memory") else ""
+        device = " ".join(status["device_status"])
+        grid.add_row("device", f"{device}; {memory}discard by {status['discard']}")
     return grid
 
 
