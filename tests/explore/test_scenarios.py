@@ -13,6 +13,7 @@ from balloonvq.explore import replay as strings
 from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import SCENARIOS, Scenario, program, run, scenarios_for
 from balloonvq.explore.verdict import Kind, Outcome
+from balloonvq.explore.world import Bounds
 from balloonvq.guest.pages import Batch
 
 
@@ -52,7 +53,7 @@ def test_the_schedule_with_the_fewest_preemptions_can_be_replayed() -> None:
 
 
 def test_steps_are_shown_at_lines_of_the_design_or_the_kernel() -> None:
-    result, _ = bug("split", "data-while-filling")
+    result, _ = bug("split", "oom-while-filling-kernel")
     assert {line.place.partition(":")[0] for line in result.timeline.lines} <= {
         "",
         "base.py",
@@ -213,3 +214,98 @@ def test_reference_is_proven_with_all_three_actors_at_once() -> None:
         rounds=2,
     )
     assert run(find("reference"), everybody).verdict.outcome is Outcome.PROVED
+
+
+# -- hosts, processors and locks that are not as usual ------------------------------
+
+
+def test_the_flag_spins_for_ever_on_one_processor() -> None:
+    result, found = bug("split-deflating", "one-cpu-leaking")
+    assert (found.kind, found.what) == (Kind.LIVELOCK, "O for ever without progress")
+    assert "cpu_relax" in {line.text.partition("(")[0] for line in result.timeline.lines}
+    fair = replace(SCENARIOS["one-cpu-leaking"], bounds=Bounds())
+    assert "BUG()" in run(find("split-deflating"), fair).verdict.bug.what
+
+
+def test_a_program_notices_that_its_data_is_lost() -> None:
+    result, found = bug("split", "data-of-another")
+    assert found.what == "U: LostData(lost data: a program's page is not what it wrote)"
+    assert "write(pages, 1)" in {line.text for line in result.timeline.lines}
+
+
+def test_waiting_for_a_silent_host_is_no_deadlock_but_a_circle_of_locks_is() -> None:
+    silent = replace(SCENARIOS["oom-while-filling"], flags=frozenset({"nofs", "fs lock", "silent"}))
+    found = run(find("coarse"), silent).verdict.bug
+    assert (found.kind, len(found.shortest)) == (Kind.DEADLOCK, 11)
+    ends = naive.findings(
+        program(find("reference"), replace(SCENARIOS["silent-host-teardown"], actors=("R",)))
+    ).ends
+    assert any("for ever" in end[1][-1] for end in ends)
+    assert {fate for end in ends for fate in end[1][:1]} > {"finished"}
+
+
+class Impatient(NeverTells):
+    """Leaks without looking at who has locked the page."""
+
+    name = "impatient"
+
+    def leak(self, n: int) -> int:
+        vb = self.vb
+        pages = vb.dequeue(n)
+        self.pfns.clear()
+        self.pfns.append(pages)
+        vb.tell_host(vb.deflate_vq, self.pfns)
+        vb.release([pages])
+        vb.num_pages.value -= 1
+        return 1
+
+    def probe(self) -> None:
+        self.pfns = self.vb.pfn_array("pfns")
+
+
+def test_a_leak_that_takes_every_page_for_unlocked_is_found() -> None:
+    assert run(Impatient, SCENARIOS["teardown"]).verdict.outcome is Outcome.PROVED
+    found = run(Impatient, SCENARIOS["page-locks-teardown"]).verdict.bug
+    assert found.kind is Kind.ERROR
+    assert found.what.startswith("R: TypeError")
+
+
+class GivesUp(find("modern")):
+    """Does not try again when it has got fewer pages than the host wants."""
+
+    name = "gives-up"
+
+    def resize(self) -> None:
+        if (difference := self.towards_target()) > 0:
+            self.fill(difference)
+            self.publish()
+
+
+def test_a_target_that_is_given_up_is_missed() -> None:
+    found = run(GivesUp, SCENARIOS["target-filling"]).verdict.bug
+    assert (found.kind, found.what) == (Kind.AT_REST, "the target is not reached")
+    assert run(find("modern"), SCENARIOS["target-filling"]).verdict.outcome is Outcome.PROVED
+
+
+class LeavesPages(find("modern")):
+    """Its teardown forgets to leak."""
+
+    name = "leaves-pages"
+
+    def drain(self) -> None:
+        """Nothing."""
+
+
+def test_pages_that_the_host_keeps_after_teardown_are_missed() -> None:
+    found = run(LeavesPages, SCENARIOS["teardown"]).verdict.bug
+    assert (found.kind, found.what) == (Kind.AT_REST, "the driver is gone and the host has pages of it")
+
+
+@pytest.mark.parametrize("scenario", ["fill-oom-compaction", "actual-while-leaking", "data-of-another"])
+def test_a_replay_knows_what_the_search_found_out(scenario: str) -> None:
+    """Unlocks of a mutex on which somebody calls trylock late are scheduling points from the first step on."""
+    for design in ("split", "upstream"):
+        result = run(find(design), SCENARIOS[scenario])
+        if result.verdict.bug is not None:
+            execution = strings.replay(result.replay, [program(find(design), SCENARIOS[scenario])])
+            assert len(execution.decisions) == len(result.verdict.bug.shortest)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["CHECKS", "GRADES", "declare"]
 
 #: What may be checked at rest.
-CHECKS = frozenset({"count", "actual"})
+CHECKS = frozenset({"count", "actual", "target"})
 
 #: Where pages may be when OOM comes back with nothing.
 GRADES = frozenset({"listed", "in hand", "in flight", "freed by another", "isolated"})
@@ -43,4 +43,15 @@ def declare(runtime: ControlledRuntime, guest: Guest, checks: frozenset[str]) ->
     if "actual" in checks:
         runtime.invariant(
             "actual is stale", lambda told, held: told == held, guest.actual, num_pages, at_rest=True
+        )
+    if "target" in checks:
+        runtime.invariant(
+            "the target is not reached", lambda held: held == guest.target, num_pages, at_rest=True
+        )
+    if guest.removable:
+        runtime.invariant(
+            "the driver is gone and the host has pages of it",
+            lambda pages: not counts(pages)[2],
+            guest.pages.object,
+            at_rest=True,
         )

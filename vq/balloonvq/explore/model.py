@@ -18,17 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, NamedTuple, cast
 
 from balloonvq.driver import balloon as driver_balloon
 from balloonvq.driver.balloon import OUT_OF_PUFF_NS, PFNS_MAX, Balloon, PageList
 from balloonvq.driver.designs import Design
-from balloonvq.errors import KernelBug
+from balloonvq.errors import KernelBug, LostData
 from balloonvq.explore.local_state import Atom
 from balloonvq.explore.world import SharedObject
 from balloonvq.guest.kernel import AllocationStuck, Kernel, OomWait
 from balloonvq.guest.pages import PFN_BYTES, Batch, PageCounts, PfnArray, Place
 from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES as DEPTH_BYTES
+from balloonvq.guest.stack import KernelStacks
 from balloonvq.guest.tasks import TaskKilled, UserTask
 from balloonvq.queue import DriverQueue
 from balloonvq.runtime.controlled import BELOW, ControlledMutex, ControlledRuntime
@@ -58,6 +60,8 @@ class PagesValue(NamedTuple):
     oom: tuple[bool, bool, bool] | None
     """Of a graded OOM call: the driver had pages all the time, the call has come to a lock, another task has
     released some since then."""
+    lost: frozenset[int] = frozenset()
+    """Pages that the host has discarded since a program wrote to them."""
 
     def __repr__(self) -> str:
         return ", ".join(
@@ -88,17 +92,17 @@ def available(value: PagesValue) -> bool:
 
 def counts(value: PagesValue) -> tuple[int, int, int]:
     """(listed, isolated, the host's)."""
-    places, _, host, _ = value
+    places, host = value[0], value[2]
     return places.count(Place.LISTED), places.count(Place.ISOLATED), len(host)
 
 
 def _seen(value: PagesValue) -> PagesValue:
     """After every step: what an OOM call in progress has seen."""
-    places, listed, host, oom = value
+    oom = value[3]
     if oom is None:
         return value
     always, waits, released = oom
-    return PagesValue(places, listed, host, (always and available(value), waits, released))
+    return value._replace(oom=(always and available(value), waits, released))
 
 
 def _require(value: PagesValue, pfn: int, place: Place, doing: str) -> None:
@@ -109,8 +113,8 @@ def _require(value: PagesValue, pfn: int, place: Place, doing: str) -> None:
 
 
 def _put(value: PagesValue, pfn: int, to: Place) -> PagesValue:
-    places, listed, host, oom = value
-    return PagesValue((*places[:pfn], to, *places[pfn + 1 :]), listed, host, oom)
+    places, listed, host, oom, lost = value
+    return PagesValue((*places[:pfn], to, *places[pfn + 1 :]), listed, host, oom, lost)
 
 
 def _take(value: PagesValue, to: str) -> tuple[PagesValue, int | None]:
@@ -124,43 +128,49 @@ def _free(value: PagesValue, pfn: int, place: str) -> tuple[PagesValue, None]:
     _require(value, pfn, Place[place], "freed")
     if pfn in value[2]:
         raise KernelBug("a page was freed before the host gave it back", why=f"page {pfn}")
-    places, listed, host, oom = _put(value, pfn, Place.FREE)
+    return _free_any(value, pfn, place)
+
+
+def _free_any(value: PagesValue, pfn: int, place: str) -> tuple[PagesValue, None]:
+    _require(value, pfn, Place[place], "freed")
+    places, listed, host, oom, lost = _put(value, pfn, Place.FREE)
     if oom is not None and place == Place.IN_FLIGHT.name:
         oom = (oom[0], oom[1], oom[1])
-    return _seen(PagesValue(places, listed, host, oom)), None
+    return _seen(PagesValue(places, listed, host, oom, lost)), None
 
 
 def _insert(value: PagesValue, pfn: int) -> tuple[PagesValue, None]:
     _require(value, pfn, Place.PRIVATE, "listed")
-    places, listed, host, oom = _put(value, pfn, Place.LISTED)
-    return _seen(PagesValue(places, (pfn, *listed), host, oom)), None
+    places, listed, host, oom, lost = _put(value, pfn, Place.LISTED)
+    return _seen(PagesValue(places, (pfn, *listed), host, oom, lost)), None
 
 
-def _dequeue(value: PagesValue) -> tuple[PagesValue, int | None]:
-    places, listed, host, oom = value
-    if not listed:
-        if Place.ISOLATED in places:
-            return value, None
+def _unlink(value: PagesValue, locked: int, to: Place) -> tuple[PagesValue, int | None]:
+    """Takes the first page off the list that nobody has locked; the first `locked` are."""
+    if locked >= len(value[1]):
+        return value, None
+    pfn = value[1][locked]
+    places, listed, host, oom, lost = _put(value, pfn, to)
+    return _seen(PagesValue(places, (*listed[:locked], *listed[locked + 1 :]), host, oom, lost)), pfn
+
+
+def _dequeue(value: PagesValue, locked: int = 0) -> tuple[PagesValue, int | None]:
+    if not value[1] and Place.ISOLATED not in value[0]:
         raise KernelBug(
             "balloon_page_dequeue: BUG()",
             why="the balloon list is empty, no page is isolated, and the driver wanted one",
         )
-    places = _put(value, listed[0], Place.IN_FLIGHT)[0]
-    return _seen(PagesValue(places, listed[1:], host, oom)), listed[0]
+    return _unlink(value, locked, Place.IN_FLIGHT)
 
 
-def _isolate(value: PagesValue) -> tuple[PagesValue, int | None]:
-    _, listed, host, oom = value
-    if not listed:
-        return value, None
-    places = _put(value, listed[0], Place.ISOLATED)[0]
-    return _seen(PagesValue(places, listed[1:], host, oom)), listed[0]
+def _isolate(value: PagesValue, locked: int = 0) -> tuple[PagesValue, int | None]:
+    return _unlink(value, locked, Place.ISOLATED)
 
 
 def _putback(value: PagesValue, pfn: int) -> tuple[PagesValue, None]:
     _require(value, pfn, Place.ISOLATED, "put back")
-    places, listed, host, oom = _put(value, pfn, Place.LISTED)
-    return _seen(PagesValue(places, (pfn, *listed), host, oom)), None
+    places, listed, host, oom, lost = _put(value, pfn, Place.LISTED)
+    return _seen(PagesValue(places, (pfn, *listed), host, oom, lost)), None
 
 
 def _replace(value: PagesValue, new: int, old: int) -> tuple[PagesValue, None]:
@@ -169,29 +179,42 @@ def _replace(value: PagesValue, new: int, old: int) -> tuple[PagesValue, None]:
 
 
 def _inflate(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None]:
-    places, listed, host, oom = value
     for pfn in pfns:
-        if places[pfn] in {Place.FREE, Place.USER}:
+        if value[0][pfn] in {Place.FREE, Place.USER}:
             raise KernelBug(
                 "lost data: the host discards a page that is not the balloon's",
-                why=f"page {pfn} is {places[pfn].name}",
+                why=f"page {pfn} is {value[0][pfn].name}",
             )
-        if pfn in host:
+        if pfn in value[2]:
             raise KernelBug("a page was inflated that the host has already", why=f"page {pfn}")
-    return PagesValue(places, listed, host | {*pfns}, oom), None
+    return value._replace(host=value[2] | {*pfns}), None
 
 
 def _deflate(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None]:
-    places, listed, host, oom = value
     for pfn in pfns:
-        if pfn not in host:
+        if pfn not in value[2]:
             raise KernelBug("a page was deflated that the host has not got yet", why=f"page {pfn}")
-    return PagesValue(places, listed, host - {*pfns}, oom), None
+    return _deflate_any(value, pfns)
+
+
+def _inflate_any(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None]:
+    discarded = {pfn for pfn in pfns if value[0][pfn] is Place.USER}
+    return value._replace(host=value[2] | {*pfns}, lost=value[4] | discarded), None
 
 
 def _deflate_any(value: PagesValue, pfns: tuple[int, ...]) -> tuple[PagesValue, None]:
-    places, listed, host, oom = value
-    return PagesValue(places, listed, host - {*pfns}, oom), None
+    return value._replace(host=value[2] - {*pfns}), None
+
+
+def _write(value: PagesValue, pfn: int) -> tuple[PagesValue, None]:
+    _require(value, pfn, Place.USER, "written to by a program")
+    return value._replace(lost=value[4] - {pfn}), None
+
+
+def _check(value: PagesValue, pfn: int) -> tuple[PagesValue, None]:
+    if pfn in value[4]:
+        raise LostData("lost data: a program's page is not what it wrote", why=f"page {pfn}")
+    return value, None
 
 
 def _oom_begins(value: PagesValue) -> tuple[PagesValue, None]:
@@ -205,7 +228,7 @@ def _oom_waits(value: PagesValue) -> tuple[PagesValue, None]:
 
 def _oom_ends(value: PagesValue) -> tuple[PagesValue, str]:
     """How an OOM call that freed nothing could have done better; empty if it could not."""
-    places, _, _, oom = value
+    places, oom = value[0], value[3]
     assert oom is not None
     grade = ""
     if oom[2]:
@@ -220,10 +243,27 @@ def _oom_ends(value: PagesValue) -> tuple[PagesValue, str]:
 class Pages(Atom):
     """What `PageAllocator` is on the live machine: each method one step."""
 
-    def __init__(self, runtime: ControlledRuntime, free: int, listed: int) -> None:
+    def __init__(
+        self, runtime: ControlledRuntime, free: int, listed: int, *, lenient: bool, locked: int
+    ) -> None:
         places = (Place.LISTED,) * listed + (Place.FREE,) * free
         start = PagesValue(places, tuple(range(listed)), frozenset(range(listed)), None)
         self.name = "pages"
+        self._runtime = runtime
+        self._count = free + listed
+        self._free = "free_any" if lenient else "free"
+        #: How often somebody else may still have locked pages when the list is gone through.
+        self._locked = (
+            runtime.shared_object(
+                SharedObject(
+                    "page locks of others",
+                    locked,
+                    {"taken": lambda left: (max(0, left - 1), left > 0)},
+                )
+            )
+            if locked
+            else None
+        )
         self.object = runtime.shared_object(
             SharedObject(
                 "pages",
@@ -232,19 +272,23 @@ class Pages(Atom):
                     "count": lambda value: (value, tuple(map(value.places.count, Place))),
                     "take": _take,
                     "free": _free,
+                    "free_any": _free_any,
                     "insert": _insert,
                     "dequeue": _dequeue,
                     "isolate": _isolate,
                     "putback": _putback,
                     "replace": _replace,
                     "inflate": _inflate,
+                    "inflate_any": _inflate_any,
                     "deflate": _deflate,
                     "deflate_any": _deflate_any,
+                    "write": _write,
+                    "check": _check,
                     "oom_begins": _oom_begins,
                     "oom_waits": _oom_waits,
                     "oom_ends": _oom_ends,
                 },
-                reads=frozenset({"count"}),
+                reads=frozenset({"count", "check"}),
             )
         )
 
@@ -254,7 +298,7 @@ class Pages(Atom):
 
     def free(self, batch: Batch, place: Place) -> None:
         for pfn in batch:
-            self.object.apply("free", pfn, place.name)
+            self.object.apply(self._free, pfn, place.name)
 
     def list_insert(self, batch: Batch) -> None:
         for pfn in batch:
@@ -262,14 +306,39 @@ class Pages(Atom):
 
     def list_dequeue(self, count: int) -> Page | None:
         del count
-        return self._page("dequeue")
+        locked = self._trylocks_failed()
+        return self._page("dequeue", *locked)
 
     def isolate(self) -> Page | None:
-        return self._page("isolate")
+        locked = self._trylocks_failed()
+        return self._page("isolate", *locked)
+
+    def _trylocks_failed(self) -> tuple[int, ...]:
+        """How many pages at the head of the list others have locked: none (), one or all."""
+        if self._locked is None:
+            return ()
+        locked = self._runtime.choose("pages that others have locked: 0, 1, all", 3)
+        if not locked or not self._locked.apply("taken"):
+            return ()
+        return (1,) if locked == 1 else (self._count,)
 
     def putback(self, page: Batch) -> None:
         for pfn in page:
             self.object.apply("putback", pfn)
+
+    def write(self, page: Batch) -> None:
+        """A program writes to its page."""
+        for pfn in page:
+            self.object.apply("write", pfn)
+
+    def check(self, page: Batch) -> None:
+        """A program checks what it wrote.
+
+        Raises:
+            LostData: if the host has discarded it since.
+        """
+        for pfn in page:
+            self.object.apply("check", pfn)
 
     def replace_isolated(self, new: Batch, old: Batch) -> None:
         for pair in zip(new, old, strict=True):
@@ -475,6 +544,29 @@ class Chain(Atom):
         return int(self._function is not None)
 
 
+class Depth(Atom):
+    """The deepest stack of any task, over all executions of a program. Nobody decides by it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+class _Stacks(KernelStacks):
+    """Stacks that tell a `Depth` how deep they were."""
+
+    def __init__(self, runtime: ControlledRuntime, deepest: Depth) -> None:
+        self._deepest = deepest
+        super().__init__(runtime)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._deepest.bytes
+
+    @peak_bytes.setter
+    def peak_bytes(self, peak: int) -> None:
+        self._deepest.bytes = max(self._deepest.bytes, peak)
+
+
 class ModelKernel(Kernel, Atom):
     """`Kernel`, whose allocator runs as it is, on model pages.
 
@@ -484,6 +576,7 @@ class ModelKernel(Kernel, Atom):
         removable: whether notifiers can be taken away.
         rounds: OOM rounds without progress after which a caller that may not kill gives up; 0 is never.
         grades: the kinds of an OOM call that comes back with nothing which count as a bug.
+        deepest: told how deep stacks get.
     """
 
     def __init__(
@@ -494,8 +587,10 @@ class ModelKernel(Kernel, Atom):
         removable: bool,
         rounds: int,
         grades: frozenset[str],
+        deepest: Depth,
     ) -> None:
         super().__init__(runtime, cast("Any", None), cast("Any", pages), 0)
+        self.stacks = _Stacks(runtime, deepest)
         self.name = "kernel"
         self.world_runtime = runtime
         self.notifiers = cast("Any", Chain(runtime, "oom notifiers", removable=removable))
@@ -576,10 +671,12 @@ class DesignRuntime(Atom):
     def __init__(self, runtime: ControlledRuntime, kernel: ModelKernel) -> None:
         self._runtime = runtime
         self._kernel = kernel
+        self.mutexes: list[OomMutex] = []
 
     def mutex(self, name: str) -> OomMutex:
         made = OomMutex(self._runtime, self._runtime.mutex(name).spec)
         made.kernel = self._kernel
+        self.mutexes.append(made)
         return made
 
     def __getattr__(self, name: str) -> Any:
@@ -613,6 +710,26 @@ class ModelBalloon(Balloon):
         self.runtime.sleep(OUT_OF_PUFF_NS)
 
 
+def _silence() -> SharedObject:
+    """Whether a queue's host has stopped for good."""
+    return SharedObject(
+        "silence of the host",
+        False,
+        {"begins": lambda _: (True, None), "for ever": lambda _: None},
+        idle=frozenset({"for ever"}),
+    )
+
+
+def _trying(design: type[Design]) -> set[str]:
+    """The functions of a design that call trylock."""
+    return {
+        name
+        for base in design.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, FunctionType) and "trylock" in value.__code__.co_names
+    }
+
+
 class Guest:
     """Guest, driver and host around one design, for a program's `build`.
 
@@ -624,7 +741,11 @@ class Guest:
         free, listed: pages at the start.
         target: pages that the host wants.
         removable, rounds, grades: as in `ModelKernel`.
-        lenient: the host does not mind when it is given back what it has not got.
+        lenient: the host does as it is told: it discards pages that a program uses, and does not mind when it is
+            given back what it has not got.
+        silent: a queue's host may stop for good, before or after it has done what it was asked for, without a word.
+        locked: how often others may have locked pages of the list.
+        deepest: told how deep stacks get.
     """
 
     def __init__(
@@ -640,17 +761,32 @@ class Guest:
         removable: bool,
         rounds: int,
         grades: frozenset[str],
-        lenient: bool,
+        lenient: bool = False,
+        silent: bool = False,
+        locked: int = 0,
+        deepest: Depth | None = None,
     ) -> None:
         self.runtime = runtime
-        self._lenient = lenient
+        self.lenient = lenient
+        self.removable = removable
         self.target = target
-        self.pages = Pages(runtime, free, listed)
-        self.kernel = ModelKernel(runtime, self.pages, removable=removable, rounds=rounds, grades=grades)
+        self.pages = Pages(runtime, free, listed, lenient=lenient, locked=locked)
+        self.kernel = ModelKernel(
+            runtime,
+            self.pages,
+            removable=removable,
+            rounds=rounds,
+            grades=grades,
+            deepest=deepest or Depth(),
+        )
+        self._silence = runtime.shared_object(_silence()) if silent else None
+        if self._silence is not None:
+            runtime.excuse(bool, self._silence)
         self.inflate_vq = Queue(runtime, "inflate queue", 1)
         self.deflate_vq = Queue(runtime, "deflate queue", 2)
+        designs_runtime = DesignRuntime(runtime, self.kernel)
         self.vb = ModelBalloon(
-            DesignRuntime(runtime, self.kernel),
+            designs_runtime,
             self.kernel,
             inflate_vq=cast("DriverQueue", self.inflate_vq),
             deflate_vq=cast("DriverQueue", self.deflate_vq),
@@ -666,6 +802,11 @@ class Guest:
             requeue=self.requeue,
             **options,
         )
+        trying = _trying(design)
+        if trying - {"migrate"} or (trying and "C" in actors):
+            for mutex in designs_runtime.mutexes:
+                runtime.watch(mutex)
+        runtime.watch(self.kernel.oom_lock)
         if listed:
             self.vb.num_pages.value = listed
         if self.design.pressure == "shrinker":
@@ -702,20 +843,30 @@ class Guest:
 
     def host_inflates(self) -> None:
         """A turn of the actor HI."""
-        self._host(self.inflate_vq, "inflate")
+        self._host(self.inflate_vq, "inflate_any" if self.lenient else "inflate")
 
     def host_deflates(self) -> None:
         """A turn of the actor HD."""
-        self._host(self.deflate_vq, "deflate_any" if self._lenient else "deflate")
+        self._host(self.deflate_vq, "deflate_any" if self.lenient else "deflate")
 
     def _host(self, queue: Queue, act: str) -> None:
         """Pop, read the array, act, use, interrupt."""
         name, then = queue.object.apply("pop")
+        silence = self._silence
+        until = (
+            0 if silence is None else self.runtime.choose("the host goes on, stops here, acts and stops", 3)
+        )
+        if silence is not None and until == 1:
+            silence.apply("begins")
+            silence.apply("for ever")
         pfns = self.kernel.arrays[name].read()
         if pfns != then:
             raise KernelBug(
                 "a PFN array changed before the host had read it", why=f"{name} was {then} and is {pfns}"
             )
         self.pages.object.apply(act, pfns)
+        if silence is not None and until:
+            silence.apply("begins")
+            silence.apply("for ever")
         queue.object.apply("use")
         self.runtime.interrupt(queue.call_fd)

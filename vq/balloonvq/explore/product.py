@@ -179,6 +179,10 @@ class Product:
             raise self.widen(self.count + self.objects.index(index))
         return found
 
+    def known_values(self, index: int) -> list[Hashable]:
+        """All values of an object that were met so far."""
+        return list(self._values[index])
+
     def _first(self) -> int:
         """The first state: each actor before its first scheduling point."""
         values = list(self.world.start)
@@ -361,7 +365,9 @@ class Product:
 
     def stuck(self, state: int) -> list[int]:
         """The actors that have not ended, are no daemons and are not idle where they are."""
-        found = []
+        found: list[int] = []
+        if self.world.excuses and self.world.excused(self.values(state)):
+            return found
         for actor, node in enumerate(self.nodes(state)):
             operation = self.automata[actor].nodes[node].operation
             if operation is not None and not operation.idle and not self.world.actors[actor].daemon:

@@ -15,12 +15,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from balloonvq.driver.designs import Design, choose_options
 from balloonvq.errors import InvalidArgument
 from balloonvq.explore.invariants import CHECKS, GRADES, declare
-from balloonvq.explore.model import STATISTICS, Guest
+from balloonvq.explore.model import STATISTICS, Depth, Guest, Page
 from balloonvq.explore.product import Limits, explore
 from balloonvq.explore.replay import encode
 from balloonvq.explore.timeline import Timeline, timeline
@@ -29,6 +29,7 @@ from balloonvq.explore.world import Bounds, Program
 from balloonvq.guest.compaction import compact
 from balloonvq.guest.kernel import AllocationStuck
 from balloonvq.guest.pages import Place
+from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES
 from balloonvq.guest.tasks import TaskKilled
 
 __all__ = ["ACTORS", "SCENARIOS", "Result", "Scenario", "program", "run", "scenarios_for"]
@@ -45,7 +46,7 @@ ACTORS = {
     "R": "teardown",
 }
 
-_FLAGS = frozenset({"nofs", "lenient"})
+_FLAGS = frozenset({"nofs", "fs lock", "page locks", "lenient", "silent"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +65,22 @@ class Scenario:
     target: int = 0
     """Pages that the host wants in it."""
     flags: frozenset[str] = frozenset()
-    """nofs: OOM callers hold the filesystem lock, and may not enter the filesystem nor kill.
-    lenient: a host that ignores a page which it has not got, so that one sees what comes of it."""
+    """nofs: OOM callers may neither enter the filesystem nor kill (no __GFP_FS).
+    fs lock: OOM callers hold the filesystem lock.
+    page locks: once somebody else holds the lock of the list's first page, or of all, so that trylock fails.
+    lenient: a host that does as it is told, so that one sees what comes of it: programs find that data is lost.
+    silent: a host may stop to acknowledge, a queue at a time, for good. Who then waits for it, or for somebody who
+    does, does so in every kernel (wait_event has no timeout): that is no deadlock. All else must hold."""
     checks: frozenset[str] = frozenset({"count"})
-    """count, actual: what must fit at rest. listed, in hand, in flight, freed by another, isolated: where pages may
-    not be when OOM comes back with nothing."""
+    """count, actual, target: what must fit at rest. listed, in hand, in flight, freed by another, isolated: where
+    pages may not be when OOM comes back with nothing."""
     turns: int = 2
-    """Most runs of the size worker."""
+    """Most runs of the size worker; 0 is as many as it likes."""
     rounds: int = 0
     """Fruitless OOM rounds after which a caller that may not kill gives up; 0 is never."""
     bounds: Bounds = field(default_factory=Bounds)
+    thorough: bool = False
+    """Run only if it is named, or with --thorough: it takes long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +108,12 @@ def _shipped(*scenarios: Scenario) -> dict[str, Scenario]:
     return {scenario.name: scenario for scenario in scenarios}
 
 
-_NOFS = frozenset({"nofs"})
+_NOFS = frozenset({"nofs", "fs lock"})
 _EMPTY_HANDED = GRADES - {"isolated"}
+_LOCKS = frozenset({"page locks"})
+_SILENT = frozenset({"silent"})
+_TARGET = frozenset({"count", "actual", "target"})
+_ONE_CPU = Bounds(one_cpu=True)
 
 SCENARIOS: dict[str, Scenario] = _shipped(
     Scenario(
@@ -193,6 +204,18 @@ SCENARIOS: dict[str, Scenario] = _shipped(
         listed=1,
         target=2,
         flags=frozenset({"lenient"}),
+        checks=frozenset(),
+    ),
+    Scenario(
+        "data-of-another",
+        "what a program keeps in its page, while the worker inflates, OOM deflates, and a host is lenient",
+        ("W", "O", "U"),
+        free=1,
+        listed=1,
+        target=2,
+        flags=frozenset({"lenient"}),
+        checks=frozenset(),
+        turns=1,
     ),
     Scenario(
         "actual-while-filling",
@@ -260,6 +283,177 @@ SCENARIOS: dict[str, Scenario] = _shipped(
         listed=1,
         target=1,
     ),
+    Scenario(
+        "page-locks-leaking",
+        "the worker deflates, and a page's lock is somebody else's",
+        ("W",),
+        listed=2,
+        target=0,
+        flags=_LOCKS,
+    ),
+    Scenario(
+        "page-locks-oom",
+        "an allocation is out of memory while the worker deflates, and a page's lock is somebody else's",
+        ("W", "O"),
+        listed=2,
+        target=1,
+        flags=_LOCKS,
+    ),
+    Scenario(
+        "page-locks-compaction",
+        "compaction moves a page while the worker deflates, and a page's lock is somebody else's",
+        ("W", "C"),
+        free=1,
+        listed=2,
+        target=1,
+        flags=_LOCKS,
+    ),
+    Scenario(
+        "page-locks-teardown",
+        "the driver is removed, and a page's lock is somebody else's",
+        ("R",),
+        listed=2,
+        flags=_LOCKS,
+    ),
+    Scenario(
+        "silent-host-filling",
+        "the worker inflates beside OOM, and a host stops to acknowledge",
+        ("W", "O"),
+        free=1,
+        listed=1,
+        target=2,
+        flags=_SILENT,
+        turns=1,
+    ),
+    Scenario(
+        "silent-host-leaking",
+        "the worker deflates beside OOM, and a host stops to acknowledge",
+        ("W", "O"),
+        listed=2,
+        target=1,
+        flags=_SILENT,
+    ),
+    Scenario(
+        "silent-host-compaction",
+        "compaction moves a page beside OOM, and a host stops to acknowledge",
+        ("C", "O"),
+        free=1,
+        listed=1,
+        target=1,
+        flags=_SILENT,
+        rounds=2,
+    ),
+    Scenario(
+        "silent-host-teardown",
+        "the driver is removed, and a host stops to acknowledge",
+        ("R", "C"),
+        free=1,
+        listed=1,
+        flags=_SILENT,
+    ),
+    Scenario(
+        "one-cpu-filling",
+        "the worker inflates beside OOM, on one processor without preemption",
+        ("W", "O"),
+        free=1,
+        listed=1,
+        target=2,
+        bounds=_ONE_CPU,
+    ),
+    Scenario(
+        "one-cpu-leaking",
+        "the worker deflates beside OOM, on one processor without preemption",
+        ("W", "O"),
+        listed=2,
+        target=1,
+        bounds=_ONE_CPU,
+    ),
+    Scenario(
+        "one-cpu-compaction",
+        "compaction moves a page beside OOM, on one processor without preemption",
+        ("C", "O"),
+        free=1,
+        listed=1,
+        target=1,
+        rounds=2,
+        bounds=_ONE_CPU,
+    ),
+    Scenario(
+        "one-cpu-teardown",
+        "the driver is removed beside compaction, on one processor without preemption",
+        ("R", "C"),
+        free=1,
+        listed=1,
+        bounds=_ONE_CPU,
+    ),
+    Scenario(
+        "one-cpu-shrinker",
+        "kswapd shrinks the balloon beside compaction, on one processor without preemption",
+        ("C", "K"),
+        free=1,
+        listed=1,
+        target=1,
+        bounds=_ONE_CPU,
+    ),
+    Scenario(
+        "target-filling",
+        "the target is reached although a program holds a page for a while",
+        ("W", "U"),
+        free=2,
+        target=2,
+        checks=_TARGET,
+        turns=0,
+    ),
+    Scenario(
+        "target-filling-compaction",
+        "the target is reached although compaction moves a page",
+        ("W", "C"),
+        free=2,
+        listed=1,
+        target=2,
+        checks=_TARGET,
+        turns=0,
+    ),
+    Scenario(
+        "target-leaking",
+        "the target is reached although compaction has a page",
+        ("W", "C"),
+        free=1,
+        listed=2,
+        target=0,
+        checks=_TARGET,
+        turns=0,
+    ),
+    Scenario(
+        "target-shrinker",
+        "the target is reached although kswapd shrinks the balloon",
+        ("W", "K"),
+        free=1,
+        listed=1,
+        target=2,
+        checks=_TARGET,
+        turns=0,
+    ),
+    Scenario(
+        "fill-oom-user",
+        "the worker inflates while an allocation is out of memory and a program uses a page",
+        ("W", "O", "U"),
+        free=1,
+        listed=1,
+        target=2,
+        turns=1,
+    ),
+    Scenario(
+        "fill-oom-compaction",
+        "the worker inflates while an allocation is out of memory and compaction moves a page",
+        ("W", "O", "C"),
+        free=1,
+        listed=1,
+        target=2,
+        checks=frozenset({"count", "actual"}),
+        turns=1,
+        rounds=2,
+    ),
 )
 
 
@@ -283,28 +477,51 @@ def _worker(guest: Guest, scenario: Scenario) -> Callable[[], object]:
             if not guest.again:
                 break
 
-    return size_worker
+    def goes_on() -> None:
+        guest.again = True
+        while guest.again:
+            guest.again = False
+            guest.design.resize()
+
+    return size_worker if scenario.turns else goes_on
 
 
 def _out_of_memory(guest: Guest, scenario: Scenario) -> Callable[[], object]:
     kernel = guest.kernel
 
+    may_enter = "nofs" not in scenario.flags
+
     def allocates() -> None:
         try:
-            if "nofs" in scenario.flags:
+            if "fs lock" in scenario.flags:
                 with kernel.fs_lock:
-                    kernel.alloc(1, Place.USER, fs=False)
+                    kernel.alloc(1, Place.USER, fs=may_enter)
             else:
-                kernel.alloc(1, Place.USER)
+                kernel.alloc(1, Place.USER, fs=may_enter)
         except (TaskKilled, AllocationStuck):
             pass
 
-    return allocates
+    def allocates_and_uses() -> None:
+        try:
+            page = cast("Page", kernel.alloc(1, Place.USER, fs=may_enter))
+            guest.pages.write(page)
+            guest.pages.check(page)
+        except (TaskKilled, AllocationStuck):
+            pass
+
+    return allocates_and_uses if guest.lenient else allocates
 
 
 def _compacts(guest: Guest, scenario: Scenario) -> Callable[[], object]:
     del scenario
-    return lambda: compact(guest.kernel, guest.design.migrate, pages=1)
+    kernel = guest.kernel
+
+    def compacts() -> None:
+        # Who compacts is an allocation of its own, as deep in its stack as one that reclaims.
+        with kernel.stacks.frame(DEPTH_AT_RECLAIM_BYTES, "the way to compaction"):
+            compact(kernel, guest.design.migrate, pages=1)
+
+    return compacts
 
 
 def _uses(guest: Guest, scenario: Scenario) -> Callable[[], object]:
@@ -313,6 +530,8 @@ def _uses(guest: Guest, scenario: Scenario) -> Callable[[], object]:
     def program_() -> None:
         page = guest.pages.take(1, Place.USER)
         if page is not None:
+            guest.pages.write(page)
+            guest.pages.check(page)
             guest.pages.free(page, Place.USER)
 
     return program_
@@ -368,8 +587,19 @@ def _validate(design: type[Design], scenario: Scenario) -> None:
         )
 
 
-def program(design: type[Design], scenario: Scenario, options: Mapping[str, str] | None = None) -> Program:
+def program(
+    design: type[Design],
+    scenario: Scenario,
+    options: Mapping[str, str] | None = None,
+    deepest: Depth | None = None,
+) -> Program:
     """A design in a scenario, for any engine.
+
+    Args:
+        design: its class.
+        scenario: shipped, or one's own.
+        options: of the design, where they are not to be the default.
+        deepest: told how deep stacks get.
 
     Raises:
         InvalidArgument: if the scenario makes no sense, or the design has no such option.
@@ -390,6 +620,9 @@ def program(design: type[Design], scenario: Scenario, options: Mapping[str, str]
             rounds=scenario.rounds,
             grades=scenario.checks & GRADES,
             lenient="lenient" in scenario.flags,
+            silent="silent" in scenario.flags,
+            locked=1 if "page locks" in scenario.flags else 0,
+            deepest=deepest,
         )
         for actor in scenario.actors:
             runtime.spawn(actor, ACTORS[actor], _BODIES[actor](guest, scenario))
@@ -417,7 +650,8 @@ def _bounds(scenario: Scenario) -> tuple[str, ...]:
         "batches of 1",
     ]
     if "W" in scenario.actors:
-        found.append(f"{_plural(scenario.turns, 'turn')} of the size worker")
+        turns = _plural(scenario.turns, "turn") if scenario.turns else "any number of turns"
+        found.append(f"{turns} of the size worker")
     if scenario.rounds:
         found.append(_plural(scenario.rounds, "fruitless OOM round"))
     flags = ("one_cpu", "explore_time", "all_ops")

@@ -19,6 +19,7 @@ here                      in the kernel
 ``Work.queue``            ``queue_work``
 ``Runtime.sleep``         ``msleep``
 ``Runtime.relax``         ``schedule_timeout_uninterruptible(1)``
+``Runtime.cpu_relax``     ``cpu_relax``
 ``Runtime.spawn``         ``kthread_run``
 ========================  ==================================================
 """
@@ -173,6 +174,9 @@ class Runtime(Protocol):
 
     def relax(self) -> None:
         """Lets others run: one turn of a retry loop."""
+
+    def cpu_relax(self) -> None:
+        """One turn of a busy loop: unlike `relax`, who does this does not give up its processor."""
 
     def now_ns(self) -> int:
         """This runtime's monotonic clock, nanoseconds."""

@@ -523,6 +523,30 @@ class ControlledRuntime(Atom):
                 for operation in world.objects[index].operations.values():
                     operation.visible = operation.visible or operation.writes
 
+    def watch(self, item: Any) -> None:
+        """Says beforehand that somebody looks at this, as trylock at a mutex: its unlocks are scheduling points.
+
+        Where it is not said, the first trylock says so and the search begins again. But a replay in which
+        that trylock comes late, or not at all, has to know from its first step on.
+        """
+        world = self.world
+        if world.complete:
+            return
+        spec = world.objects[item.spec.index]
+        spec.watched = True
+        for operation in spec.operations.values():
+            operation.visible = operation.visible or operation.writes
+
+    def excuse(self, predicate: Callable[..., bool], *objects: Any) -> None:
+        """Declares when waiting for ever is nobody's mistake: at an end where this holds there is no deadlock.
+
+        Args:
+            predicate: called with the values of `objects`, in order; a pure function.
+            objects: what it looks at.
+        """
+        if not self.world.complete:
+            self.world.excuses.append((predicate, tuple(item.spec.index for item in objects)))
+
     def progress(self, item: Any, kind: str) -> None:
         """Declares an operation as progress: a circle that performs it is no livelock."""
         world = self.world
@@ -943,6 +967,8 @@ class Execution(ControlledRuntime):
     @property
     def stuck(self) -> list[Actor]:
         """The actors that wait for ever and must not; spinners included."""
+        if self.world.excused(self.values):
+            return []
         return [
             actor
             for actor in self.actors

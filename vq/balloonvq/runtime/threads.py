@@ -630,6 +630,10 @@ class ThreadRuntime:
     def relax(self) -> None:
         self.sleep(JIFFY_NS)
 
+    def cpu_relax(self) -> None:
+        # As if on a machine with a processor for everybody: Python's threads share one, which would stand still.
+        self.relax()
+
     # -- time ----------------------------------------------------------------
 
     def now_ns(self) -> int:

@@ -37,6 +37,6 @@ class Shrinker(Upstream):
             want = (want - freed) % _UNSIGNED_LONG
             if not leaked:
                 # The kernel goes round at once.
-                vb.runtime.relax()
+                vb.runtime.cpu_relax()
         self.publish()
         return freed

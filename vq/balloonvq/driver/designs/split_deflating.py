@@ -40,7 +40,7 @@ class SplitDeflating(Split):
         if self.deflating.value:
             before = vb.num_pages.value
             while self.deflating.value:
-                vb.runtime.relax()
+                vb.runtime.cpu_relax()
             counted = before - vb.num_pages.value
             if self.option["waiter"] == "return":
                 return counted
