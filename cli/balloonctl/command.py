@@ -13,7 +13,7 @@ from balloonctl.context import App
 from balloonctl.output import Format
 from balloonvq.errors import InvalidArgument
 
-__all__ = ["COMMON", "CONFIGURATION", "BalloonCommand", "command", "global_options"]
+__all__ = ["COMMON", "CONFIGURATION", "BalloonCommand", "command", "complete_machine", "global_options"]
 
 #: Where the group keeps the configuration in a context.
 CONFIGURATION = "balloonctl.configuration"
@@ -21,7 +21,7 @@ CONFIGURATION = "balloonctl.configuration"
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-def _complete_machine(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_machine(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names of the machines that run."""
     del ctx, param
     from balloonctl import background
@@ -36,7 +36,7 @@ def global_options() -> list[click.Option]:
         click.Option(
             ["-m", "--machine"],
             metavar="NAME",
-            shell_complete=_complete_machine,
+            shell_complete=complete_machine,
             help="Act on this background machine.  [default: default]",
         ),
         click.Option(
@@ -58,7 +58,10 @@ def global_options() -> list[click.Option]:
         ),
         click.Option(["-q", "--quiet"], is_flag=True, default=None, help="Results and errors only."),
         click.Option(
-            ["-v", "--verbose"], count=True, default=None, help="Log more to stderr; -vv logs everything."
+            ["-v", "--verbose"],
+            count=True,
+            default=None,
+            help="Say on stderr what the machine is asked, and how long it took; -vv its answers too.",
         ),
     ]
 
@@ -97,6 +100,9 @@ def _section(info_name: str, parent: click.Context | None) -> tuple[str, ...]:
 class BalloonCommand(click.Command):
     """A command that also takes the global options, and reads its table of the configuration strictly."""
 
+    #: What somebody may have meant who typed a negative size.
+    instead_of_negative = ""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs["context_settings"] = _SETTINGS | (kwargs.get("context_settings") or {})
         super().__init__(*args, **kwargs)
@@ -119,7 +125,11 @@ class BalloonCommand(click.Command):
         configuration = parent.meta.get(CONFIGURATION) if parent is not None else None
         if isinstance(configuration, Configuration) and info_name and not extra.get("resilient_parsing"):
             own = [param for param in self.params if param not in self.common]
-            configuration.check(_section(info_name, parent), [str(param.name) for param in own])
+            section = _section(info_name, parent)
+            configuration.check(section, [str(param.name) for param in own])
+            for param in own:
+                if isinstance(param, click.Option) and param.multiple:
+                    configuration.listed(section, str(param.name))
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -134,8 +144,8 @@ class BalloonCommand(click.Command):
                 )
                 raise InvalidArgument(
                     f"{typed} is negative",
-                    why="a size counts bytes from 0 up",
-                    hint="`deflate SIZE` makes the balloon smaller, `inflate SIZE` larger",
+                    why=f"sizes and numbers of {self.name} count from 0 up",
+                    hint=self.instead_of_negative or f"balloonctl {self.name} --help",
                 ) from error
             raise
 

@@ -39,26 +39,31 @@ class Configuration:
     read: list[Path] = field(default_factory=list)
     error: InvalidArgument | None = None
 
-    def check(self, prefix: tuple[str, ...], known: Iterable[str]) -> None:
-        """Complains about the first key that is no option.
+    def check(self, prefix: tuple[str, ...], known: Iterable[str], tables: Iterable[str] = ()) -> None:
+        """Complains about the first key that is no option, and about an option and a table in each other's place.
 
         Args:
             prefix: a command and, behind it, its own; empty for the top of the file.
-            known: names of its options and, at the top, of the commands.
+            known: names of its options.
+            tables: names of the commands below it.
         """
-        names = set(known)
+        tables = set(tables)
+        names = {*known, *tables}
         section = " ".join(prefix)
         values: Any = self.values
         for depth, name in enumerate(prefix, 1):
             values = values.get(name, {})
             if not isinstance(values, Mapping):
-                table = ".".join(prefix[:depth])
+                raise self._no_table(prefix[:depth])
+        for key, value in values.items():
+            if key in tables and not isinstance(value, Mapping):
+                raise self._no_table((*prefix, key))
+            if key in names - tables and isinstance(value, Mapping):
                 raise InvalidArgument(
-                    f"{self.files[prefix[:depth]]}: {table} has to be a table",
-                    why=f"{' '.join(prefix[:depth])} is a command",
-                    hint=f"write [{table}] and its options below",
+                    f"{self.files[(*prefix, key)]}: {'.'.join((*prefix, key))} has to be a value",
+                    why=f"{key} is an option",
+                    hint=f"write {key} = VALUE",
                 )
-        for key in values:
             if key not in names:
                 from difflib import get_close_matches
 
@@ -70,6 +75,23 @@ class Configuration:
                     if close
                     else f"balloonctl {section}".rstrip() + " --help",
                 )
+
+    def _no_table(self, path: tuple[str, ...]) -> InvalidArgument:
+        """What to raise about a command that has a value in place of a table."""
+        table = ".".join(path)
+        return InvalidArgument(
+            f"{self.files[path]}: {table} has to be a table",
+            why=f"{' '.join(path)} is a command",
+            hint=f"write [{table}] and its options below",
+        )
+
+    def listed(self, prefix: tuple[str, ...], name: str) -> None:
+        """Makes a list of the single value of an option that may be given more than once."""
+        values: Any = self.values
+        for part in prefix:
+            values = values.get(part, {})
+        if isinstance(values.get(name), str):
+            values[name] = [values[name]]
 
 
 def user_file() -> Path:

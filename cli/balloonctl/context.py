@@ -8,6 +8,7 @@ first asks for it.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from balloonctl.output import Document, Format, as_json, as_plain
+from balloonctl.streams import silence
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -138,15 +140,19 @@ class Voice:
         sys.stdout.flush()
 
     def note(self, text: str, *, level: str = "note") -> None:
-        """A remark that is not the result, on stderr; --quiet drops it."""
+        """A remark that is not the result, on stderr; --quiet drops it, and so does a stderr without room."""
         if self.settings.quiet:
             return
-        if self.settings.output.is_json:
-            click.echo(
-                as_json({"schema": "balloonctl/note/1", "level": level, "text": text}, indent=False), err=True
-            )
-        else:
-            self._line(level, text, "cyan" if level == "note" else "yellow")
+        try:
+            if self.settings.output.is_json:
+                note = {"schema": "balloonctl/note/1", "level": level, "text": text}
+                click.echo(as_json(note, indent=False), err=True)
+            else:
+                self._line(level, text, {"note": "cyan", "log": "dim"}.get(level, "yellow"))
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            silence(sys.stderr)
 
     def warn(self, text: str) -> None:
         """A remark that one should read."""
@@ -192,6 +198,8 @@ class App(Voice):
             self._given = None
             self.__dict__.pop("connection", None)
         self.settings = replace(self.settings, **changes)
+        if "verbose" in changes:
+            self.log()
         self.__dict__.pop("stdout", None)
         self.__dict__.pop("stderr", None)
         click.get_current_context().color = colour_wanted(self.settings.color, sys.stdout)
@@ -214,7 +222,18 @@ class App(Voice):
             start: whether the default machine may be started when none runs.
             timeout: seconds that it has to answer; None for the usual.
         """
-        return self.connection.client(self, start=start, timeout=timeout)
+        client = self.connection.client(self, start=start, timeout=timeout)
+        if not self.settings.verbose:
+            return client
+        from balloonctl.verbose import LoggedClient
+
+        return LoggedClient(client, self)
+
+    def log(self) -> None:
+        """Has what the library logs said as -v asks for."""
+        from balloonctl.verbose import log_to
+
+        log_to(self)
 
     def close(self) -> None:
         """Lets go of a connection that this command opened; a session keeps its own."""

@@ -183,8 +183,8 @@ def report(error: BaseException, voice: Voice, extra: Mapping[str, Any] | None =
         silence(sys.stdout)
     try:
         _tell(error, failure, voice, extra)
-    except OSError as unheard:  # stderr is as broken
-        silence(sys.stdout, sys.stderr)
+    except OSError as unheard:  # stderr is broken; what stdout has been given still goes there
+        silence(sys.stderr)
         return _BROKEN_PIPE if unheard.errno == errno.EPIPE else failure.exit_code
     return failure.exit_code
 

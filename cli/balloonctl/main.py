@@ -184,8 +184,11 @@ class BalloonGroup(click.Group):
         def call() -> Any:
             instruction = os.environ.get(complete_var or COMPLETE_VARIABLE)
             if instruction and standalone_mode:
-                from click.shell_completion import shell_complete
+                from click.shell_completion import add_completion_class, shell_complete
 
+                from balloonctl.bash_completion import Bash
+
+                add_completion_class(Bash)
                 return shell_complete(self, extra, PROGRAM, COMPLETE_VARIABLE, instruction)
             try:
                 with self.make_context(PROGRAM, list(argv), **extra) as ctx:
@@ -255,22 +258,6 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.exit()
 
 
-def _logging(verbose: int) -> None:
-    """-v: what happens; -vv: everything."""
-    import logging
-
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    handler = RichHandler(console=Console(stderr=True), show_path=verbose > 1)
-    logging.basicConfig(
-        level=logging.DEBUG if verbose > 1 else logging.INFO,
-        format="%(message)s",
-        handlers=[handler],
-        force=True,
-    )
-
-
 @click.group(
     cls=BalloonGroup,
     invoke_without_command=True,
@@ -305,14 +292,14 @@ def main(ctx: click.Context, /, commands: str | None, **options: Any) -> int:
     if configuration.error is not None:
         raise configuration.error
     known = [str(param.name) for param in main.params]
-    configuration.check((), [*known, *(name for name, entry in COMMANDS.items() if not entry.session_only)])
+    configuration.check((), known, [name for name, entry in COMMANDS.items() if not entry.session_only])
     session = ctx.obj if ctx.meta[_IN_SESSION] else None
     app = _make_app(ctx, options)
     ctx.obj = app
     ctx.color = colour_wanted(app.settings.color, sys.stdout)
     ctx.call_on_close(app.close)
     if app.settings.verbose and session is None:
-        _logging(app.settings.verbose)
+        app.log()
     if ctx.invoked_subcommand is not None:
         if commands is not None:
             raise click.UsageError(

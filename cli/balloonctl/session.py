@@ -57,8 +57,8 @@ def _pieces(line: str) -> Iterator[str]:
     yield line[start:]
 
 
-def split_line(line: str) -> list[list[str]]:
-    """The commands of a line, as words: quotes as in a shell, `;` between commands, `#` begins a comment.
+def split_line(line: str) -> list[tuple[str, list[str]]]:
+    """The commands of a line, each as typed and as words: quotes as in a shell, `;` between, `#` begins a comment.
 
     Raises:
         InvalidArgument: if a quote is not closed.
@@ -66,10 +66,10 @@ def split_line(line: str) -> list[list[str]]:
     import shlex
 
     try:
-        commands = [shlex.split(piece) for piece in _pieces(line)]
+        commands = [(piece.strip(), shlex.split(piece)) for piece in _pieces(line)]
     except ValueError as error:
         raise InvalidArgument("a quote is not closed", why=f"in: {line.strip()}") from error
-    return [words for words in commands if words]
+    return [(text, words) for text, words in commands if words]
 
 
 class Recording:
@@ -108,6 +108,8 @@ class Recording:
                 words += [option, str(value)]
             elif name in flags:
                 words.append(option if value else option.replace("--", "--no-", 1))
+            elif name == "design_options":
+                words += [word for pair in value.items() for word in ("--set", "=".join(pair))]
             elif value and name == "fragmented":
                 words.append(option)
             elif value and name in {"stats_interval", "memory", "discard"}:
@@ -176,12 +178,12 @@ class Session:
         Raises:
             Leave: on `exit`.
         """
-        code, commands = 0, list[list[str]]()
+        code, commands = 0, list[tuple[str, list[str]]]()
         voice = Voice(self.settings)
         code = execute(lambda: commands.extend(split_line(line)), [], voice, where)
-        for words in commands:
+        for text, words in commands:
             argv = words[1:] if words[0] == "balloonctl" else words
-            code = self._run(argv, voice, where)
+            code = self._run(argv, voice, where and {**where, "command": text})
             if code:
                 break
         if self.recording is not None:

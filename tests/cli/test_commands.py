@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from cli_fakes import CIRCLE, MIB, PAGE, FakeMachine, World
 from click.testing import CliRunner, Result
 
 from balloonctl import failures, peer
+from balloonctl.commands.scripting import complete_figure, expect, figures
 from balloonctl.main import COMMANDS, main
-from balloonvq.counters import Counters, WaitResult
+from balloonvq.counters import Counters, WaitResult, to_document
 from balloonvq.errors import CommandFailed, DeviceBroken, NoSuchMachine
 
 Call = Callable[..., Result]
@@ -503,6 +506,7 @@ def test_start_passes_its_options_on(call: Call, world: World) -> None:
             "stats_interval": 2,
             "pin": False,
             "clock": "real",
+            "memory": "memfd",
             "design_options": {},
         }
     ]
@@ -722,6 +726,78 @@ def test_completion_of_the_command_line(call: Call, world: World) -> None:
     assert "--dry-run" in complete("balloonctl inflate --d")
     assert complete("balloonctl start --design m") == ["modern"]
     assert complete("balloonctl -m a") == ["alpha"]
+    assert complete("balloonctl stop a") == ["alpha"]
+    assert complete("balloonctl expect oom_k") == ["oom_kills"]
+    assert complete("balloonctl start --design split --set ins") == ["insert=early", "insert=late"]
+    assert complete("balloonctl start --design split --set insert=late --set ins") == []
+    assert complete("balloonctl start --set ins") == []  # the default design has no options
+
+
+@pytest.mark.parametrize(
+    ("words", "items"),
+    [
+        (["--set", "insert", "="], ["early", "late"]),
+        (["--set", "insert", "=", "e"], ["early"]),
+        (["--set", "=", "ins"], ["insert=early", "insert=late"]),
+        (["--set", "=", "insert", "=", "l"], ["late"]),
+        (["--set", "insert", "=", "late", "--set", "count", "="], ["after", "before"]),
+    ],
+)
+def test_bash_cuts_words_at_equals_signs(
+    call: Call, world: World, words: list[str], items: list[str]
+) -> None:
+    line = ["balloonctl", "start", "--design", "split", *words]
+    env = {
+        "_BALLOONCTL_COMPLETE": "bash_complete",
+        "COMP_WORDS": "\n".join(line),
+        "COMP_CWORD": str(len(line) - 1),
+    }
+    assert [item.partition(",")[2] for item in call(env=env).stdout.split()] == items
+
+
+def test_expect_completes_exactly_the_figures_of_a_status(machine: FakeMachine) -> None:
+    offered = complete_figure(click.Context(expect), expect.params[0], "")
+    assert sorted(offered) == sorted(figures(to_document(machine.status())))
+
+
+def test_every_option_is_called_in_files_and_variables_what_it_is_on_the_command_line() -> None:
+    root = click.Context(main)
+    for name in COMMANDS:
+        if name == "explore":
+            continue
+        found = main.get_command(root, name)
+        for option in found.params if found else ():
+            words = {
+                word.removeprefix("--").replace("-", "_") for word in option.opts if word.startswith("--")
+            }
+            assert option.name in words or not words, (name, option.name)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        (["start", "--ram", "64M", "--used", "65M"], "--used 50%"),
+        (["start", "--ram", "64M", "--touch", "65M"], "--touch 100%"),
+        (["oom", "-5M"], "balloonctl oom --help"),
+        (["compact", "-5"], "balloonctl compact --help"),
+        (["inflate", "-5M"], "`deflate SIZE` makes the balloon smaller, `inflate SIZE` larger"),
+    ],
+)
+def test_a_hint_leads_to_something_that_works(on: Call, line: list[str], hint: str) -> None:
+    result = on(*line)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == f"hint: {hint}"
+
+
+def test_verbose_says_what_the_machine_is_asked_and_twice_what_it_answers(on: Call) -> None:
+    for line in (["-v", "inflate", "64M"], ["inflate", "64M", "-v"]):
+        logged = [text for text in on(*line).stderr.splitlines() if text.startswith("log: ")]
+        assert logged[0] == "log: > x-status"
+        assert re.fullmatch(r"log: < x-status done after \d+\.\d ms", logged[1])
+        assert logged[2].startswith('log: > balloon {"value": ')
+    assert 'log: < {"schema": "balloonctl/status/1", ' in on("-vv", "status").stderr
+    notes = [json.loads(text) for text in on("-v", "--json", "status").stderr.splitlines()]
+    assert {(note["schema"], note["level"]) for note in notes} == {("balloonctl/note/1", "log")}
 
 
 def test_time_is_not_wasted(on: Call) -> None:

@@ -46,7 +46,7 @@ def script(path: Path, text: str) -> str:
     ],
 )
 def test_a_line_is_split_as_a_shell_would(line: str, commands: list[list[str]]) -> None:
-    assert split_line(line) == commands
+    assert [words for _, words in split_line(line)] == commands
 
 
 def test_an_open_quote_is_an_error(call: Call) -> None:
@@ -263,6 +263,14 @@ def test_a_recording_overwrites_only_recordings(call: Call, home: Path) -> None:
     assert call("run", path, "--record", "no/such/folder").exit_code == 1
 
 
+def test_an_error_names_the_command_of_its_line(call: Call, world: World) -> None:
+    result = call("-c", "echo a; inflate 9G ; echo b # never")
+    assert (result.exit_code, result.stdout) == (2, "a\n")
+    assert "-c:1: inflate 9G\n" in result.stderr
+    result = call("--json", "-c", "echo a; inflate 9G")
+    assert json.loads(result.stderr.splitlines()[-1])["command"] == "inflate 9G"
+
+
 # -- configuration ---------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +308,9 @@ def test_global_options_in_a_file(call: Call) -> None:
         ("colour = 'never'", "unknown option colour"),
         ("[strat]\nram = '1G'", "unknown option strat"),
         ("start = 5", "has to be a table"),
+        ("watch = 5", "has to be a table"),
+        ("[start.ram]\nx = 1", "start.ram has to be a value"),
+        ("[output]\nx = 1", "configuration file"),
         ("[start]\nrma = '1G'", "unknown option start.rma"),
         ("[start]\nram = '1Gb'", "configuration file"),
         ("output = 'yaml'", "configuration file"),
@@ -312,6 +323,20 @@ def test_a_wrong_file_is_a_clear_error(call: Call, world: World, text: str, says
     assert says in result.stderr
     assert world.started == []
     assert call("--help").exit_code == 0
+
+
+@pytest.mark.parametrize("value", ['["insert=late"]', '"insert=late"'])
+def test_options_of_a_design_in_a_file(call: Call, world: World, value: str) -> None:
+    Path("balloonctl.toml").write_text(f'[start]\ndesign = "split"\nset = {value}\n')
+    assert call("start").exit_code == 0
+    assert world.started[0]["design_options"] == {"insert": "late"}
+    assert call("start", "b", "--set", "count=before").exit_code == 0
+    assert world.started[1]["design_options"] == {"count": "before"}
+    variable = {"BALLOONCTL_START_SET": "insert=early count=before"}
+    assert call("start", "c", env=variable).exit_code == 0
+    assert world.started[2]["design_options"] == {"insert": "early", "count": "before"}
+    assert call("run", "-", "--record", "r.bln", stdin="status\n").exit_code == 0
+    assert " --set insert=late" in Path("r.bln").read_text()
 
 
 def test_a_wrong_variable_is_named(call: Call) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,18 @@ def test_errors_that_cannot_be_written() -> None:
     for where in ("2>/dev/full", "2>&-", "<&- >&- 2>&-"):
         result = shell(f'"$@" bogus {where}')
         assert (result.returncode, result.stdout, result.stderr) == (2, "", ""), where
+
+
+def test_a_full_stderr_ends_nothing_that_can_go_on(tmp_path: Path) -> None:
+    # The first note ended the command with 1, before it had done anything.
+    env = {"BALLOONCTL_RUNTIME_DIR": str(tmp_path), "BALLOONCTL_START_RAM": "32M"}
+    result = shell('"$@" -c "inflate 33%; expect actual 2703p; bogus" 2>/dev/full', **env)
+    assert result.returncode == 2
+    assert "actual 10.56 MiB" in result.stdout
+    script = "printf 'bogus\nstatus\n' | "
+    result = shell(script + '"$@" run -k - 2>/dev/full', **env)
+    assert result.returncode == 2
+    assert "balloon" in result.stdout
 
 
 def test_no_stdin_is_an_empty_one() -> None:

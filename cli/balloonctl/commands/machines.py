@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from balloonctl.command import command
+from balloonctl.command import command, complete_machine
 from balloonctl.connection import PRIVATE_MACHINE, PrivateConnection
 from balloonctl.context import DEFAULT_MACHINE, App, pass_app
 from balloonctl.render.units import size as human
 from balloonctl.sizes import Size, SizeType
 from balloonvq.errors import InvalidArgument
 
-__all__ = ["default_fields", "ps", "queue_size", "start", "stop"]
+__all__ = ["default_fields", "feature_options", "ps", "queue_size", "start", "stop"]
 
 _MAX_QUEUE = 32768
 
@@ -33,12 +34,53 @@ def queue_size(ctx: click.Context, param: click.Parameter, value: int) -> int:
     return value
 
 
+def feature_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What the device of any guest offers, and how often it asks for statistics."""
+    function = click.option(
+        "--stats-interval",
+        type=click.IntRange(0, 2**32 - 1),
+        default=0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Ask the guest for statistics this often; 0 asks only when you do.",
+    )(function)
+    for name, feature in reversed(
+        (
+            ("deflate-on-oom", "VIRTIO_BALLOON_F_DEFLATE_ON_OOM"),
+            ("must-tell-host", "VIRTIO_BALLOON_F_MUST_TELL_HOST"),
+            ("event-idx", "VIRTIO_F_EVENT_IDX"),
+            ("indirect", "VIRTIO_F_INDIRECT_DESC"),
+        )
+    ):
+        function = click.option(
+            f"--{name}/--no-{name}", default=True, show_default=True, help=f"Offer {feature}."
+        )(function)
+    return function
+
+
 def complete_design(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The designs that come with balloonvq."""
     del ctx, param
     from balloonvq.driver.designs import DESIGNS
 
     return [name for name in DESIGNS if name.startswith(incomplete)]
+
+
+def complete_design_option(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """OPTION=VALUE of the design that the line names, if it comes with balloonvq: a user's file is not run for this."""
+    from balloonvq.driver.designs import DESIGNS, find
+
+    design = ctx.params.get("design")
+    if design not in DESIGNS:
+        return []
+    given = {chosen.partition("=")[0] for chosen in ctx.params.get(str(param.name)) or ()}
+    pairs = [
+        f"{name}={value}"
+        for name, values in find(design).options.items()
+        if name not in given
+        for value in values
+    ]
+    return [pair for pair in pairs if pair.startswith(incomplete)]
 
 
 def _design(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -68,17 +110,19 @@ def design_options(ctx: click.Context, param: click.Parameter, value: tuple[str,
 def machine_fields(*, ram: Size, touch: Size, used: Size, **same: Any) -> dict[str, Any]:
     """The options of `start` as the fields of MachineConfig."""
     ram_bytes = ram.resolve(0)
-    for name, share in (("touch", touch), ("used", used)):
+    # Not all of it can be used: the driver has some.
+    for name, share, most in (("touch", touch, "100%"), ("used", used, "50%")):
         if share.resolve(ram_bytes) > ram_bytes:
             raise InvalidArgument(
                 f"--{name} {share} is more than the guest has",
                 why=f"the guest has {human(ram_bytes)}",
-                hint=f"--{name} 100%",
+                hint=f"--{name} {most}",
             )
     return {
         "ram_bytes": ram_bytes,
         "touch_bytes": touch.resolve(ram_bytes),
         "used_bytes": used.resolve(ram_bytes),
+        "design_options": same.pop("set"),
         **same,
     }
 
@@ -126,28 +170,13 @@ def default_fields() -> dict[str, Any]:
 )
 @click.option(
     "--set",
-    "design_options",
     multiple=True,
     metavar="OPTION=VALUE",
     callback=design_options,
+    shell_complete=complete_design_option,
     help="Set an option of the design; may be given again.",
 )
-@click.option(
-    "--deflate-on-oom/--no-deflate-on-oom",
-    default=True,
-    show_default=True,
-    help="Offer VIRTIO_BALLOON_F_DEFLATE_ON_OOM.",
-)
-@click.option(
-    "--must-tell-host/--no-must-tell-host",
-    default=True,
-    show_default=True,
-    help="Offer VIRTIO_BALLOON_F_MUST_TELL_HOST.",
-)
-@click.option("--event-idx/--no-event-idx", default=True, show_default=True, help="Offer VIRTIO_F_EVENT_IDX.")
-@click.option(
-    "--indirect/--no-indirect", default=True, show_default=True, help="Offer VIRTIO_F_INDIRECT_DESC."
-)
+@feature_options
 @click.option(
     "--queue-size",
     type=int,
@@ -172,14 +201,6 @@ def default_fields() -> dict[str, Any]:
     help="How the device gives memory back to the host.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything that is random.")
-@click.option(
-    "--stats-interval",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Ask the guest for statistics this often; 0 asks only when you do.",
-)
 @click.option(
     "--pin/--no-pin",
     default=True,
@@ -284,16 +305,17 @@ def ps(app: App, /) -> int:
 
 
 @command("stop")
-@click.argument("name", required=False)
-@click.option("--all", "everything", is_flag=True, help="End every background machine.")
+@click.argument("name", required=False, shell_complete=complete_machine)
+@click.option("--all", is_flag=True, help="End every background machine.")
 @pass_app
-def stop(app: App, /, name: str | None, everything: bool) -> int:
+def stop(app: App, /, name: str | None, **options: bool) -> int:
     """End a background machine; in a shell or a script, end the session's own.
 
     Its memory goes back to the host. Without NAME: the default machine.
     """
     from balloonctl.render.machines import render_stop
 
+    everything = options["all"]
     if name and everything:
         raise click.UsageError("give NAME or --all, not both")
     connection = app.connection

@@ -321,6 +321,7 @@ def _size_command(verb: str, text: str, size: SizeType) -> BalloonCommand:
     def run(app: App, /, **options: Any) -> int:
         return resize(app, verb, **options)
 
+    run.instead_of_negative = "`deflate SIZE` makes the balloon smaller, `inflate SIZE` larger"
     return run
 
 

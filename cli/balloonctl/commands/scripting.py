@@ -129,8 +129,22 @@ def _wanted(text: str, name: str, value: Any, ram: int) -> Any:
     return text
 
 
+def complete_figure(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """What every status has a figure for, in the names of the JSON; no machine is asked."""
+    del ctx, param
+    from dataclasses import fields
+
+    from balloonvq.counters import Balloon, Counters, Status
+
+    nested = {"balloon", "counters", "design_options", "device_status", "features", "queues", "stack"}
+    names = [field.name for field in fields(Status) if field.name not in nested]
+    names += [field.name for field in fields(Counters)]
+    names += [f"balloon.{field.name}" for field in fields(Balloon)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @command("expect")
-@click.argument("figure", metavar="FIGURE")
+@click.argument("figure", metavar="FIGURE", shell_complete=complete_figure)
 @click.argument("value", metavar="VALUE", nargs=-1, required=True)
 @pass_app
 def expect(app: App, /, figure: str, value: tuple[str, ...]) -> int:
@@ -196,8 +210,16 @@ def exit_command() -> int:
     raise Leave
 
 
+def _complete_command(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the commands of a session."""
+    del param
+    root = ctx.find_root()
+    assert isinstance(root.command, click.Group)
+    return [name for name in root.command.list_commands(root) if name.startswith(incomplete)]
+
+
 @click.command("help")
-@click.argument("name", metavar="[COMMAND]", required=False)
+@click.argument("name", metavar="[COMMAND]", required=False, shell_complete=_complete_command)
 @click.pass_context
 def help_command(ctx: click.Context, name: str | None) -> int:
     """Explain the commands, or one of them."""

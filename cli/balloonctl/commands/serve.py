@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balloonctl.command import command
-from balloonctl.commands.machines import queue_size
+from balloonctl.commands.machines import feature_options, queue_size
 from balloonctl.commands.watch import look
 from balloonctl.connection import PrivateConnection
 from balloonctl.context import App, pass_app
@@ -33,7 +33,7 @@ _CAPABILITIES = {"type": "balloon", "features": []}
 @click.option(
     "--vhost-user",
     "--socket-path",
-    "socket",
+    "vhost_user",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="SOCKET",
     help="Listen here for a front end.",
@@ -58,30 +58,7 @@ _CAPABILITIES = {"type": "balloon", "features": []}
     help="How the guest numbers its queues: by the specification, counting only those that are there, or see.",
 )
 @click.option("--stats/--no-stats", default=True, show_default=True, help="Offer VIRTIO_BALLOON_F_STATS_VQ.")
-@click.option(
-    "--stats-interval",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Ask the guest for statistics this often; 0 asks only when you do.",
-)
-@click.option(
-    "--must-tell-host/--no-must-tell-host",
-    default=True,
-    show_default=True,
-    help="Offer VIRTIO_BALLOON_F_MUST_TELL_HOST.",
-)
-@click.option(
-    "--deflate-on-oom/--no-deflate-on-oom",
-    default=True,
-    show_default=True,
-    help="Offer VIRTIO_BALLOON_F_DEFLATE_ON_OOM.",
-)
-@click.option("--event-idx/--no-event-idx", default=True, show_default=True, help="Offer VIRTIO_F_EVENT_IDX.")
-@click.option(
-    "--indirect/--no-indirect", default=True, show_default=True, help="Offer VIRTIO_F_INDIRECT_DESC."
-)
+@feature_options
 @click.option(
     "--queue-size",
     type=int,
@@ -104,7 +81,7 @@ _CAPABILITIES = {"type": "balloon", "features": []}
 def serve(
     app: App,
     /,
-    socket: Path | None,
+    vhost_user: Path | None,
     fd: int | None,
     background: str | None,
     qmp: Path | None,
@@ -123,9 +100,9 @@ def serve(
 
         click.echo(json.dumps(_CAPABILITIES))
         return 0
-    if (socket is None) == (fd is None):
+    if (vhost_user is None) == (fd is None):
         raise click.UsageError("give --vhost-user SOCKET or --fd N")
-    fields = options | {"socket": str(socket.absolute()) if socket else None, "fd": fd}
+    fields = options | {"socket": str(vhost_user.absolute()) if vhost_user else None, "fd": fd}
     if background is not None:
         return _in_background(app, background, fields, qmp=qmp)
     if isinstance(app.connection, PrivateConnection):
