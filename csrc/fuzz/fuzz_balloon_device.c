@@ -16,38 +16,18 @@
  */
 #include <stdbool.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "balloon_device.h"
 #include "barrier.h"
 #include "guest_memory.h"
+#include "input.h"
 
 #define PAGES      64u
 #define RING_BYTES 0x1000u /* one page a queue: descriptors, available at +0x400, used at +0x800 */
 #define AVAIL      0x400u
 #define USED       0x800u
 #define DATA       0x4000u
-#define must(condition)                                                                            \
-	do {                                                                                       \
-		if (!(condition))                                                                  \
-			abort();                                                                   \
-	} while (0)
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-struct input {
-	const uint8_t *data;
-	size_t size;
-};
-
-static uint8_t take(struct input *in)
-{
-	if (in->size == 0)
-		return 0;
-	in->size--;
-	return *in->data++;
-}
 
 static uint64_t take_n(struct input *in, unsigned bytes)
 {

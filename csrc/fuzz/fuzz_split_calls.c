@@ -19,18 +19,12 @@
 #include <string.h>
 
 #include "guest_memory.h"
+#include "input.h"
 #include "virtqueue.h"
 
 #define SIZE_MAX_LOG 5u /* queues of 1..32 */
 #define MEMORY       (8 * 4096u)
 #define DATA         0x4000u
-#define must(condition)                                                                            \
-	do {                                                                                       \
-		if (!(condition))                                                                  \
-			abort();                                                                   \
-	} while (0)
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static struct gm *mem; /* made once: a memfd an input would be all we measure */
 

@@ -15,39 +15,19 @@
  */
 #include <errno.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "chain.h"
 #include "guest_memory.h"
+#include "input.h"
 #include "virtqueue.h"
 
 #define RING_BYTES 2048u /* region 0: descriptor table and available ring */
 #define USED_ADDR  0x2000u
 #define DATA_ADDR  0x10000u
 #define DATA_BYTES 4096u
-#define must(condition)                                                                            \
-	do {                                                                                       \
-		if (!(condition))                                                                  \
-			abort();                                                                   \
-	} while (0)
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-struct input {
-	const uint8_t *data;
-	size_t size;
-};
-
-static uint8_t take_byte(struct input *in)
-{
-	if (in->size == 0)
-		return 0;
-	in->size--;
-	return *in->data++;
-}
 
 static void add_memory(struct gm *mem, uint64_t addr, uint64_t bytes)
 {
@@ -105,14 +85,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	used = gm_at(mem, USED_ADDR, 4096);
 	buffers = gm_at(mem, DATA_ADDR, DATA_BYTES);
 
-	config.size = 1u << take_byte(&in) % 7; /* 1..64: the table is 1 KiB at most */
+	config.size = 1u << take(&in) % 7; /* 1..64: the table is 1 KiB at most */
 	config.driver_addr = 16 * config.size;
 	config.features = VQ_F_VERSION_1;
-	if (take_byte(&in) & 1)
+	if (take(&in) & 1)
 		config.features |= VQ_F_EVENT_IDX;
-	if (take_byte(&in) & 3)
+	if (take(&in) & 3)
 		config.features |= VQ_F_INDIRECT_DESC;
-	config.chain_max = take_byte(&in) % 80;
+	config.chain_max = take(&in) % 80;
 	limit = config.chain_max && config.chain_max < config.size ? config.chain_max : config.size;
 	must(vq_layout(config.features, config.size, &layout) == 0);
 
@@ -120,8 +100,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(used, 0, 4096);
 	memset(buffers, 0, DATA_BYTES);
 	must(vq_device_create(mem, &config, &vq) == 0);
-	if (take_byte(&in) & 1) {
-		uint16_t base = (uint16_t)(take_byte(&in) << 8 | take_byte(&in));
+	if (take(&in) & 1) {
+		uint16_t base = (uint16_t)(take(&in) << 8 | take(&in));
 
 		vq_device_set_base(vq, base, base);
 		memcpy(ring + config.driver_addr + 2, &base, 2); /* little-endian hosts only */
@@ -131,7 +111,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	 * flags, next. A quarter of them verbatim. */
 	for (uint32_t i = 0; i < config.size + 16 && in.size >= 8; i++) {
 		uint8_t *at = i < config.size ? ring + 16 * i : buffers + 16 * (i - config.size);
-		uint8_t how = take_byte(&in);
+		uint8_t how = take(&in);
 
 		if (how % 4 == 0 && in.size >= 16) {
 			memcpy(at, in.data, 16);
@@ -140,10 +120,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			continue;
 		}
 		uint64_t addr =
-		    (how & 4 ? 0 : DATA_ADDR) + (uint64_t)take_byte(&in) * (how & 8 ? 1 : 16);
-		uint32_t len = how & 16 ? take_byte(&in) : 16u * (take_byte(&in) % 17);
-		uint16_t flags = take_byte(&in) & 7;
-		uint16_t next = take_byte(&in) % 70;
+		    (how & 4 ? 0 : DATA_ADDR) + (uint64_t)take(&in) * (how & 8 ? 1 : 16);
+		uint32_t len = how & 16 ? take(&in) : 16u * (take(&in) % 17);
+		uint16_t flags = take(&in) & 7;
+		uint16_t next = take(&in) % 70;
 
 		memcpy(at, &addr, 8);
 		memcpy(at + 8, &len, 4);
@@ -152,8 +132,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 
 	while (in.size > 0) {
-		uint8_t call = take_byte(&in);
-		uint8_t argument = take_byte(&in);
+		uint8_t call = take(&in);
+		uint8_t argument = take(&in);
 		uint8_t *avail = ring + config.driver_addr;
 		struct vq_chain chain;
 		unsigned pops = 0;
@@ -162,10 +142,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		switch (call % 8) {
 		case 0: /* the guest stores a byte somewhere in its areas */
 			ring[(argument << 4 | call >> 4) %
-			     (16 * config.size + layout.driver_bytes)] = take_byte(&in);
+			     (16 * config.size + layout.driver_bytes)] = take(&in);
 			continue;
 		case 1: /* or one into a buffer, where tables are */
-			buffers[argument] = take_byte(&in);
+			buffers[argument] = take(&in);
 			continue;
 		case 2: { /* or offers a head as a driver does */
 			uint16_t idx, head = argument % (config.size + (call > 250));
