@@ -60,7 +60,7 @@ from balloonvq.errors import (
     NoSuchMachine,
 )
 from balloonvq.qmp.client import QMPClient, restore_error
-from balloonvq.unix_sockets import somebody_listens
+from balloonvq.unix_sockets import PATH_BYTES_MAX, path_too_long, somebody_listens
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -90,9 +90,6 @@ __all__ = [
 
 #: Names another directory for the files of the machines.
 RUNTIME_VARIABLE = "BALLOONCTL_RUNTIME_DIR"
-
-#: Bytes of a socket's path, without the zero at its end (struct sockaddr_un).
-MAX_SOCKET_PATH = 107
 
 #: Told how much of the guest's memory was touched: bytes done, bytes in all.
 OnProgress: TypeAlias = Callable[[int, int], None]
@@ -200,13 +197,8 @@ def _files(name: str) -> _Files:
 def _files_in(directory: Path, name: str) -> _Files:
     path = directory / name
     socket = Path(f"{path}.sock")
-    length = len(os.fsencode(socket))
-    if length > MAX_SOCKET_PATH:
-        raise InvalidArgument(
-            f"the socket path {socket} is too long",
-            why=f"it has {length} bytes, a socket address holds {MAX_SOCKET_PATH}",
-            hint=f"set {RUNTIME_VARIABLE} to a directory with a shorter path",
-        )
+    if len(os.fsencode(socket)) > PATH_BYTES_MAX:
+        raise path_too_long(socket, hint=f"set {RUNTIME_VARIABLE} to a directory with a shorter path")
     return _Files(name, socket, Path(f"{path}.lock"), Path(f"{path}.log"))
 
 

@@ -179,6 +179,14 @@ def test_watch_fits_a_small_terminal_and_needs_no_history() -> None:
     assert "paused" in draw(render_watch(history(2), interval=1, paused=True, width=60), 60)
 
 
+@pytest.mark.parametrize("trouble", [None, "tasks O, W wait for each other's locks: " + "a long story, " * 9])
+def test_the_live_view_fits_24_rows(trouble: str | None) -> None:
+    documents = [document | {"trouble": trouble} for document in history(12)]
+    lines = draw(render_watch(documents, interval=1, paused=True, width=80)).splitlines()
+    assert len(lines) <= 24
+    assert "q quit" in lines[1]
+
+
 def test_numbers_of_the_live_view_do_not_jitter() -> None:
     lines = [draw(render_watch(history(n), interval=1, paused=False, width=80)).splitlines() for n in (2, 12)]
     assert len(lines[0]) == len(lines[1])

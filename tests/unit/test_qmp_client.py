@@ -306,6 +306,14 @@ def test_the_end_of_the_machine_ends_the_events(server: QMPServer) -> None:
     client.close()
 
 
+def test_a_goodbye_is_heard_by_whoever_asks_only_afterwards(server: QMPServer) -> None:
+    with QMPClient.connect(server.path) as client:
+        server.close()
+        with pytest.raises(MachineStopped) as caught:
+            client.execute("query-status")
+    assert caught.value.why == "it was asked to quit"
+
+
 def test_ctrl_c_in_a_local_verb_abandons_it(machine: FakeMachine) -> None:
     machine.hold = True
     machine.set_target(5)

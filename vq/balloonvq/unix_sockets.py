@@ -1,4 +1,4 @@
-"""What can be learned about a unix socket from outside."""
+"""Paths of unix sockets: how long they may be, and whether somebody listens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,23 @@ import os
 import socket
 from pathlib import Path
 
-__all__ = ["somebody_listens"]
+from balloonvq.errors import InvalidArgument
+
+__all__ = ["PATH_BYTES_MAX", "path_too_long", "somebody_listens"]
+
+#: Bytes of a socket's path, without the zero at its end (struct sockaddr_un).
+PATH_BYTES_MAX = 107
+
+
+def path_too_long(
+    path: Path, *, hint: str = "use a shorter directory, or a relative path"
+) -> InvalidArgument:
+    """What to raise about a path that does not fit into a socket address."""
+    return InvalidArgument(
+        f"the socket path is too long: {path}",
+        why=f"it has {len(os.fsencode(path))} bytes, a socket address holds {PATH_BYTES_MAX}",
+        hint=hint,
+    )
 
 
 def somebody_listens(path: Path) -> bool:

@@ -174,15 +174,14 @@ def _counters(history: History) -> Table:
         value = Text(("✗ " if bad else "") + count(counters[name]), "bold red" if bad else "bold")
         table.add_row(label, value, _per_second(history, name))
     depths = "   ".join(f"{queue['name']} {queue['depth']:>4}/{queue['size']}" for queue in status["queues"])
-    table.add_row("queue depth", "", "")
     outer = Table.grid()
     outer.add_row(table)
-    outer.add_row(f"  {depths}")
+    outer.add_row(f"queue depth  {depths}")
     return outer
 
 
 def render_watch(history: History, *, interval: float, paused: bool, width: int) -> RenderableType:
-    """The whole screen.
+    """The whole screen: 23 lines, and one about trouble. The keys stand above what a lower terminal cuts off.
 
     Args:
         history: status documents of up to a minute, oldest first.
@@ -194,11 +193,11 @@ def render_watch(history: History, *, interval: float, paused: bool, width: int)
         return Text("waiting for the machine …")
     status = history[-1]
     width = min(width, 100)
-    parts: list[RenderableType] = [_head(status, interval, paused=paused), "", _balloon(status, width), ""]
-    if status.get("trouble"):
-        parts.insert(1, Text(f"✗ {status['trouble']}", "bold red"))
-    parts += [_flow(history, width), ""]
-    if status.get("counters"):
-        parts += [_counters(history), ""]
     keys = "p pause   + - interval   q quit" if width >= _NARROW else "p  + -  q"
-    return Group(*parts, Text(keys, "dim"))
+    parts: list[RenderableType] = [_head(status, interval, paused=paused), Text(keys, "dim")]
+    if status.get("trouble"):
+        parts.append(Text(f"✗ {status['trouble']}", "bold red", no_wrap=True, overflow="ellipsis"))
+    parts += ["", _balloon(status, width), "", _flow(history, width)]
+    if status.get("counters"):
+        parts += ["", _counters(history)]
+    return Group(*parts)

@@ -18,8 +18,10 @@ import queue
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
@@ -30,7 +32,6 @@ from balloonvq.errors import (
     CommandFailed,
     CoreError,
     Deadlock,
-    InvalidArgument,
     MachineStopped,
     MachineUnreachable,
     NoSuchMachine,
@@ -50,6 +51,7 @@ from balloonvq.qmp.messages import (
     encode,
     parse_message,
 )
+from balloonvq.unix_sockets import path_too_long
 
 if TYPE_CHECKING:
     from balloonvq.qmp.commands import Commands
@@ -122,10 +124,26 @@ def restore_error(document: Mapping[str, Any], *, error_class: str = "GenericErr
     return found(what, why=why, hint=hint)
 
 
+class _Closing(ABC):
+    """A client as a context manager."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the conversation. A second call does nothing."""
+
+
 # ---- over a socket ---------------------------------------------------------
 
 
-class QMPClient:
+class QMPClient(_Closing):
     """A conversation with a QMP server; made by `connect`."""
 
     is_local = False
@@ -158,14 +176,6 @@ class QMPClient:
             client.close()
             raise
         return client
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the conversation. A second call does nothing."""
@@ -259,6 +269,11 @@ class QMPClient:
         try:
             self._socket.sendall(data)
         except OSError as error:
+            # It may have said why before it hung up.
+            with suppress(BalloonError):
+                while (message := self._receive(time.monotonic())) is not None:
+                    if isinstance(message, Event):
+                        self._note(message, None)
             raise self._stopped() from error
 
     def _stopped(self) -> MachineStopped:
@@ -334,11 +349,7 @@ def _connect(path: Path, timeout: float) -> socket.socket:
     except OSError as error:
         connection.close()
         if "too long" in str(error):
-            raise InvalidArgument(
-                f"the socket path is too long: {path}",
-                why=f"it has {len(os.fsencode(path))} bytes, a socket address holds 107",
-                hint="use a relative path or a link",
-            ) from None
+            raise path_too_long(path) from None
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
             raise NoSuchMachine(
                 f"there is no machine at {path}",
@@ -363,7 +374,7 @@ def _connect(path: Path, timeout: float) -> socket.socket:
 # ---- in this process -------------------------------------------------------
 
 
-class LocalClient:
+class LocalClient(_Closing):
     """`Client` for a machine that runs in this process.
 
     Verbs are checked and executed by the same `Commands` that a server uses, so
@@ -377,14 +388,6 @@ class LocalClient:
         self._arrived: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
         self._unsubscribe: Callable[[], None] | None = commands.machine.subscribe(self._on_event)
         self._kept: deque[tuple[str, dict[str, Any]]] = deque(maxlen=MAX_EVENTS_KEPT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop listening to the machine; the machine itself goes on. A second call does nothing."""

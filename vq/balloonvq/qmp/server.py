@@ -40,7 +40,6 @@ from balloonvq.errors import (
     BalloonError,
     CommandFailed,
     InternalError,
-    InvalidArgument,
     MachineError,
     MachineExists,
     MachineStopped,
@@ -58,6 +57,7 @@ from balloonvq.qmp.messages import (
     error_reply,
     parse_command,
 )
+from balloonvq.unix_sockets import path_too_long
 
 __all__ = ["MAX_CLIENTS", "MAX_UNREAD", "QMPServer"]
 
@@ -474,11 +474,7 @@ def _listen(path: Path) -> socket.socket:
     except OSError as error:
         listener.close()
         if "too long" in str(error):
-            raise InvalidArgument(
-                f"the socket path is too long: {path}",
-                why=f"it has {len(os.fsencode(path))} bytes, a socket address holds 107",
-                hint="use a shorter directory",
-            ) from None
+            raise path_too_long(path) from None
         if isinstance(error, FileExistsError) or "in use" in str(error):
             raise MachineExists(
                 f"there is something at {path} already",
