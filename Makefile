@@ -44,8 +44,10 @@ test: $(VENV)/.stamp-dev ## set up and run all tests and lints
 check: $(VENV)/.stamp-dev ## lints only: format, ruff, mypy, clang-format
 	@python scripts/checks.py lint
 
-bench: $(VENV)/.stamp-run ## measure
-	@balloonctl bench inflate
+bench: $(VENV)/.stamp-run ## measure everything, in sizes that suit a laptop
+	@mkdir -p "$(BUILD)"
+	balloonctl bench all --size 128M --json "$(BUILD)/bench.json" --html "$(BUILD)/bench.html"
+	echo "$(BUILD)/bench.html"
 
 docs: $(VENV)/.stamp-dev ## build the documentation into build/docs
 	@python scripts/checks.py docs

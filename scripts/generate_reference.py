@@ -28,7 +28,7 @@ import click
 import msgspec
 
 from balloonvq import counters, errors
-from balloonvq.bench import results
+from balloonvq.bench import compare, results
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs/reference"
@@ -52,7 +52,7 @@ HEADERS = (
 # ---- JSON documents ---------------------------------------------------------
 
 #: The modules whose public dataclasses are documents, or objects inside one.
-DOCUMENTS = (counters, results)
+DOCUMENTS = (counters, results, compare)
 
 
 def field_docs(source: str) -> dict[str, dict[str, str]]:

@@ -6,42 +6,73 @@ for each line of its table when it is called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from balloonctl.command import BalloonCommand
-from balloonctl.context import App
+from balloonctl.context import App, pass_app
+from balloonctl.failures import origin
+from balloonctl.output import Format, report
 from balloonctl.sizes import DURATION, Size, SizeType
 from balloonvq.bench import BENCHMARKS, find
-from balloonvq.errors import InvalidArgument
+from balloonvq.errors import BalloonError, InternalError, InvalidArgument, RuleBroken
 
 if TYPE_CHECKING:
     from balloonvq.bench.measure import Definition, Parameter, Plan, Value
 
 __all__ = ["bench"]
 
+_REGRESSION = 4
+
 
 class BenchGroup(click.Group):
-    """Makes the command of a benchmark from its definition; its own commands stand behind them."""
+    """Makes the command of a benchmark from its definition; `all` and `compare` stand behind them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The benchmarks in the order of the table, then what is done with results."""
-        return [*BENCHMARKS, *super().list_commands(ctx)]
+        """The benchmarks in the order of the table, then all of them, then what is done with results."""
+        return [*BENCHMARKS, "all", *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """A benchmark's command; this imports its module."""
         if cmd_name in BENCHMARKS:
-            return _command(find(cmd_name))
+            return _command([find(cmd_name)], cmd_name, find(cmd_name).about, BENCHMARKS[cmd_name])
+        if cmd_name == "all":
+            return _command([find(name) for name in BENCHMARKS], "all", _ALL + _ALL_MORE, _ALL)
         return super().get_command(ctx, cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first word names, or an error that names its neighbours."""
+        name = args[0]
+        if not ctx.resilient_parsing and not name.startswith("-") and name not in self.list_commands(ctx):
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, self.list_commands(ctx), n=3)
+            meant = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise click.UsageError(f"no such command: {name!r}{meant}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, from the table alone."""
+        """The list of commands, from the table alone: nothing is imported for it."""
         own = {name: self.commands[name].get_short_help_str(100) for name in super().list_commands(ctx)}
-        with formatter.section("Commands"):
-            formatter.write_dl([*BENCHMARKS.items(), *own.items()])
+        with formatter.section("Benchmarks"):
+            formatter.write_dl([*BENCHMARKS.items(), ("all", _ALL)])
+        with formatter.section("Results"):
+            formatter.write_dl([*own.items()])
+
+
+_ALL = "Every benchmark, one after the other."
+_ALL_MORE = (
+    " An option goes to those that have it; the others keep their own way."
+    " What cannot be measured here is left out, and the result says why."
+)
 
 
 @click.group("bench", cls=BenchGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,6 +81,9 @@ def bench() -> None:
 
     The size of a row is real memory that is written and given back, so mind what the host can spare.
     """
+
+
+# ---- parameters as options ------------------------------------------------------
 
 
 def _type(parameter: Parameter) -> click.ParamType[Any]:
@@ -77,13 +111,13 @@ def _default(parameter: Parameter) -> Any:
     return f"{number}{unit}"
 
 
-def _option(parameter: Parameter) -> click.Option:
-    """A parameter as an option."""
+def _option(parameter: Parameter, *, own_default: bool) -> click.Option:
+    """A parameter as an option; without `own_default` not giving it leaves each benchmark its own."""
     name = f"--{parameter.name}"
     return click.Option(
         [f"{name}/--no-{parameter.name}" if parameter.kind == "flag" else name],
         type=_type(parameter),
-        default=_default(parameter),
+        default=_default(parameter) if own_default else None,
         show_default=True,
         help=parameter.about,
     )
@@ -98,20 +132,20 @@ def _value(typed: Any) -> Value:
     return value
 
 
-def _plan_options(definition: Definition) -> list[click.Parameter]:
-    """How often to measure."""
+def _plan_options(definition: Definition | None) -> list[click.Option]:
+    """How often to measure; the defaults are the benchmark's."""
     return [
         click.Option(
             ["--runs"],
             type=click.IntRange(1, 100_000),
-            default=definition.runs,
+            default=definition and definition.runs,
             show_default=True,
             help="Rounds that count, at least.",
         ),
         click.Option(
             ["--warmup"],
             type=click.IntRange(0, 100_000),
-            default=definition.warmup,
+            default=definition and definition.warmup,
             show_default=True,
             help="Rounds before that do not.",
         ),
@@ -125,69 +159,223 @@ def _plan_options(definition: Definition) -> list[click.Parameter]:
     ]
 
 
-def _command(definition: Definition) -> BalloonCommand:
-    """The command of a benchmark."""
+def _export_options() -> list[click.Option]:
+    """Where results go beside the terminal."""
 
-    def callback(runs: int, warmup: int, min_time: float | None, scans: Sequence[str], **typed: Any) -> int:
+    def option(name: str, what: str, **more: Any) -> click.Option:
+        return click.Option([f"--{name}"], metavar="FILE", help=what, **more)
+
+    return [
+        option(
+            "json",
+            "Write the document to FILE, too; without FILE it is the same as --output json.",
+            is_flag=False,
+            flag_value="-",
+        ),
+        option("csv", "Write a line a row to FILE, too; - is stdout, instead."),
+        option("markdown", "Write tables to FILE, likewise."),
+        option("html", "Write a page with charts to FILE, likewise."),
+        option("pyperf", "Write what `python -m pyperf` reads to FILE, likewise."),
+    ]
+
+
+def _command(definitions: Sequence[Definition], name: str, text: str, line: str) -> BalloonCommand:
+    """The command of one benchmark, or of all."""
+    alone = definitions[0] if len(definitions) == 1 else None
+    parameters = {parameter.name: parameter for one in definitions for parameter in one.parameters}
+
+    def callback(
+        runs: int | None, warmup: int | None, min_time: float | None, scans: Sequence[str], **typed: Any
+    ) -> int:
         from balloonvq.bench.measure import Plan
 
         app = click.get_current_context().find_object(App)
         assert app is not None
-        values = {
-            parameter.key: _value(typed[parameter.name.replace("-", "_")])
-            for parameter in definition.parameters
-        }
+        files = {form: typed.pop(form) for form in ("json", "csv", "markdown", "html", "pyperf")}
+        tasks = []
+        for one in definitions:
+            given = {parameter.key: typed[parameter.name.replace("-", "_")] for parameter in one.parameters}
+            tasks.append((one, {key: _value(value) for key, value in given.items() if value is not None}))
         plan = Plan(runs=runs, warmup=warmup, min_time_s=min_time or 0.0)
-        return _measure(app, [(definition, values)], plan, _scans(definition, scans))
+        return _run(app, tasks, plan, _scans(parameters, scans), files)
 
     return BalloonCommand(
-        definition.name,
+        name,
         callback=callback,
-        params=[*map(_option, definition.parameters), *_plan_options(definition)],
-        help=definition.about,
-        short_help=BENCHMARKS[definition.name],
+        params=[
+            *(_option(parameter, own_default=alone is not None) for parameter in parameters.values()),
+            *_plan_options(alone),
+            *_export_options(),
+        ],
+        help=text,
+        short_help=line,
     )
 
 
-def _scans(definition: Definition, typed: Sequence[str]) -> dict[str, list[Value]]:
+def _scans(known: Mapping[str, Parameter], typed: Sequence[str]) -> dict[str, list[Value]]:
     """The values of each --scan, read as the option reads them; names are checked later."""
-    known = {parameter.name: parameter for parameter in definition.parameters}
     found: dict[str, list[Value]] = {}
     for text in typed:
         name, equals, values = text.partition("=")
-        if not equals:
-            raise InvalidArgument(f"--scan {text} has no values", hint=f"--scan {name}=VALUE,VALUE")
         words = [word for word in values.split(",") if word]
+        if not equals or not words:
+            raise InvalidArgument(f"--scan {text} has no values", hint=f"--scan {name}=VALUE,VALUE")
         kind = _type(known[name]) if name in known else click.STRING
         found[name] = [_value(kind.convert(word, None, click.get_current_context())) for word in words]
     return found
 
 
-def _measure(
+# ---- running --------------------------------------------------------------------
+
+
+def _run(
     app: App,
     tasks: Sequence[tuple[Definition, Mapping[str, Value]]],
     plan: Plan,
     scans: Mapping[str, Sequence[Value]],
+    files: Mapping[str, str | None],
 ) -> int:
-    """Runs benchmarks and says what they measured."""
-    from balloonctl.progress import rounds
+    """Runs benchmarks, writes the files that are asked for, and says what was measured."""
     from balloonctl.render.bench import render_report
-    from balloonvq.bench.measure import measure, points
-    from balloonvq.bench.results import Report
     from balloonvq.counters import to_document
+
+    targets = {form: target for form, target in files.items() if target is not None}
+    to_stdout = [form for form, target in targets.items() if target == "-"]
+    if len(to_stdout) > 1:
+        raise InvalidArgument(
+            f"--{to_stdout[0]} and --{to_stdout[1]} cannot both have stdout", hint=f"--{to_stdout[1]} FILE"
+        )
+    if to_stdout == ["json"]:
+        app.adjust(output=Format.JSON)
+        del targets["json"], to_stdout[0]
+    with ExitStack() as stack:
+        opened = {form: stack.enter_context(report(target)) for form, target in targets.items()}
+        document = to_document(_measured(app, tasks, plan, scans))
+        for form, file in opened.items():
+            file.write(_written(form, document))
+    if not to_stdout:
+        app.emit(document, render_report)
+    for result in document["results"]:
+        for warning in result["warnings"]:
+            app.warn(f"bench {result['benchmark']}: {warning}")
+    return 0
+
+
+def _written(form: str, document: Mapping[str, Any]) -> str:
+    """A document as a file of that form."""
+    from balloonctl import bench_files
+    from balloonctl.commands.info import version_line
+    from balloonctl.output import as_json
+    from balloonctl.render.bench_html import bench_page
+
+    forms: dict[str, Callable[[], str]] = {
+        "json": lambda: as_json(document, indent=True) + "\n",
+        "csv": lambda: bench_files.as_csv(document),
+        "markdown": lambda: bench_files.as_markdown(document),
+        "html": lambda: bench_page(document, version_line()),
+        "pyperf": lambda: bench_files.as_pyperf(document),
+    }
+    return forms[form]()
+
+
+def _measured(
+    app: App,
+    tasks: Sequence[tuple[Definition, Mapping[str, Value]]],
+    plan: Plan,
+    scans: Mapping[str, Sequence[Value]],
+) -> Any:
+    """The report of all tasks. Of several, those that cannot be run here are left out."""
+    from balloonctl.progress import rounds
+    from balloonvq.bench.measure import measure
+    from balloonvq.bench.results import Report, Skipped
     from balloonvq.host import facts
 
+    todo = list(_points(tasks, scans))
     started = datetime.now(UTC).isoformat(timespec="seconds")
     host = facts()
-    todo = [(one, {**values, **point}) for one, values in tasks for point in points(one, scans)]
-    results = []
+    results, skipped = [], []
     for number, (definition, values) in enumerate(todo, 1):
         place = f" {number}/{len(todo)}" if len(todo) > 1 else ""
-        with rounds(app, f"{definition.name}{place}") as advance:
-            results.append(measure(definition, values, plan, advance))
-    report = Report(started=started, host=host, results=tuple(results))
-    app.emit(to_document(report), render_report)
-    for result in results:
-        for warning in result.warnings:
-            app.warn(warning)
-    return 0
+        try:
+            with rounds(app, f"{definition.name}{place}") as advance:
+                results.append(measure(definition, values, plan, advance))
+        except BalloonError as error:
+            if len(tasks) == 1 or isinstance(error, InternalError | RuleBroken):
+                raise
+            skipped.append(
+                Skipped(benchmark=definition.name, what=error.what, why=error.why, hint=error.hint)
+            )
+    return Report(started=started, host=host, results=tuple(results), skipped=tuple(skipped))
+
+
+def _points(
+    tasks: Sequence[tuple[Definition, Mapping[str, Value]]], scans: Mapping[str, Sequence[Value]]
+) -> Iterator[tuple[Definition, dict[str, Value]]]:
+    """Every measurement to make. Of several benchmarks each takes the scans of parameters that it has."""
+    from balloonvq.bench.measure import points
+
+    if len(tasks) > 1:
+        everywhere = {parameter.name for one, _ in tasks for parameter in one.parameters}
+        for name in scans:
+            if name not in everywhere:
+                raise InvalidArgument(
+                    f"no benchmark has a parameter {name!r}", why=f"they have {', '.join(sorted(everywhere))}"
+                )
+    for one, values in tasks:
+        own = {parameter.name for parameter in one.parameters}
+        mine = {name: choice for name, choice in scans.items() if len(tasks) == 1 or name in own}
+        for point in points(one, mine):
+            yield one, {**values, **point}
+
+
+# ---- comparing ------------------------------------------------------------------
+
+
+class Percentage(click.ParamType[float]):
+    """A share of something: 5% is 0.05."""
+
+    name = "percentage"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A typed text as a share; nothing negative."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{0,6})?)\s*%", str(value).strip())
+        if found is None:
+            self._refuse(str(value), origin(ctx, param))
+        return float(found[1]) / 100
+
+    def _refuse(self, text: str, why: str) -> NoReturn:
+        raise InvalidArgument(f"{text} is no percentage", why=why, hint="write it as 5% or 12.5%")
+
+
+@bench.command("compare", cls=BalloonCommand)
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-above",
+    type=Percentage(),
+    metavar="PERCENT",
+    help="Exit 4 if a row is slower by more than this, and by more than the error.",
+)
+@click.option(
+    "--relative",
+    is_flag=True,
+    help="Compare the rows' ratios to their limits, which travel between machines.",
+)
+@pass_app
+def compare(app: App, /, old: Path, new: Path, fail_above: float | None, relative: bool) -> int:
+    """Hold a measurement against an earlier one, row by row.
+
+    OLD and NEW are files that `--json FILE` wrote. The error of a ratio comes from how the rounds spread.
+    """
+    from balloonctl.render.bench import render_comparison
+    from balloonvq.bench.compare import compare as compared
+    from balloonvq.bench.compare import load
+    from balloonvq.counters import to_document
+
+    comparison = compared(
+        load(old), load(new), names=(str(old), str(new)), relative=relative, fail_above=fail_above
+    )
+    app.emit(to_document(comparison), render_comparison)
+    return _REGRESSION if comparison.regressions else 0

@@ -1,34 +1,70 @@
-"""The results of bench: a table of rows a benchmark, ratios in front, what they are made of below."""
+"""The results of bench: a table of rows a benchmark, ratios last, what they are made of below."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from balloonctl.render.units import count, duration, size
 
-__all__ = ["figure", "render_report"]
+__all__ = [
+    "fact",
+    "figure",
+    "host_line",
+    "parameters",
+    "rate",
+    "ratio_text",
+    "render_comparison",
+    "render_report",
+]
+
+#: Columns of a terminal from which everything fits.
+WIDE_FROM = 110
+
+#: Cells of the longest bar.
+BAR_WIDTH = 24
+
+
+# ---- words, also for the exports ----------------------------------------------
 
 
 def figure(value: float, row: Mapping[str, Any]) -> str:
     """A sample of a row for people."""
     per = f"/{row['per']}" if row["per"] else ""
     if row["unit"] == "ns":
-        return duration(value) + per
+        return _time(value) + per
+    if row["unit"] == "x":
+        return f"{value:.2f} × {row['per']}"
     digits = 0 if value >= 1000 or value == int(value) else 1 if value >= 100 else 2
     return f"{value:,.{digits}f} {row['unit']}{per}"
 
 
-def _rate(row: Mapping[str, Any]) -> str:
-    """Bytes a second, of the median."""
+def _time(ns: float) -> str:
+    """Nanoseconds with three figures, which stand below each other in a column: 8.90 ms, 23.0 ms."""
+    if ns >= 60e9:
+        return duration(ns)
+    number, unit = next(
+        (
+            (ns / scale, unit)
+            for unit, scale in (("s", 1e9), ("ms", 1e6), ("µs", 1e3))
+            if ns >= scale * 0.9995
+        ),
+        (ns, "ns"),
+    )
+    return f"{number:.{0 if number >= 99.95 else 1 if number >= 9.995 else 2}f} {unit}"
+
+
+def rate(row: Mapping[str, Any]) -> str:
+    """Bytes a second, of the median; empty where there is no such thing."""
     if row["bytes"] is None or row["unit"] != "ns" or not row["median"]:
         return ""
-    return f"{row['bytes'] / row['median'] * 1e9 / 2**30:.2f} GiB/s"
+    speed = row["bytes"] / row["median"] * 1e9 / 2**30
+    return f"{speed:.{0 if speed >= 100 else 1 if speed >= 10 else 2}f} GiB/s"
 
 
 def fact(name: str, value: float) -> str:
@@ -45,63 +81,200 @@ def fact(name: str, value: float) -> str:
     return f"{words} {count(value) if value == int(value) else f'{value:.2f}'}"
 
 
-def _ratios(row: Mapping[str, Any]) -> Iterable[Text]:
-    """What a row is in times the others."""
-    for ratio in row["against"]:
-        text = Text.assemble((f"{ratio['median']:.2f}", "bold"), f" × {ratio['row']}")
-        if ratio["at_most"] is not None:
-            reached = ratio["median"] <= ratio["at_most"]
-            text.append(
-                f"  ≤ {ratio['at_most']:g} {'✓' if reached else '✗'}", style="green" if reached else "red"
-            )
-        yield text
+def ratio_text(ratio: Mapping[str, Any]) -> Text:
+    """What a row is in times another: the median, and whether it is what it should be."""
+    text = Text.assemble((f"{ratio['median']:.2f}", "bold"), f" × {ratio['row']}")
+    if ratio["at_most"] is not None:
+        reached = ratio["median"] <= ratio["at_most"]
+        text.append(f" {'✓' if reached else '✗'} ≤ {ratio['at_most']:g}", style="green" if reached else "red")
+    return text
 
 
-def _parameters(result: Mapping[str, Any]) -> str:
-    """The parameters as words."""
-    return ", ".join(
-        f"{name.removesuffix('_bytes').replace('_', '-')} {size(value) if name.endswith('_bytes') else value}"
-        for name, value in result["parameters"].items()
+def parameters(result: Mapping[str, Any]) -> str:
+    """The parameters as words: size 1 GiB, design modern."""
+
+    def words() -> Iterator[str]:
+        for name, value in result["parameters"].items():
+            called = name.removesuffix("_bytes").replace("_", "-")
+            if isinstance(value, bool):
+                yield called if value else f"no {called}"
+            elif value != "":
+                yield f"{called} {size(value) if name.endswith('_bytes') else value}"
+
+    return ", ".join(words())
+
+
+def host_line(host: Mapping[str, str]) -> str:
+    """What the figures should be read with, in a line."""
+    return (
+        f"{host.get('processor')}, {host.get('cores')} cores, Linux {host.get('kernel')}, {host.get('compiler')}, "
+        f"Python {host.get('python')}, commit {host.get('commit')}, load {host.get('load_average')}"
     )
 
 
+# ---- a run ----------------------------------------------------------------------
+
+
+class _Wide:
+    """One drawing for wide terminals, one for the others."""
+
+    def __init__(self, wide: RenderableType, narrow: RenderableType) -> None:
+        self._wide = wide
+        self._narrow = narrow
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield self._wide if options.max_width >= WIDE_FROM else self._narrow
+
+
+def _table(*columns: str) -> Table:
+    """Figures to the right; the first and the last column are words."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for number, name in enumerate(columns):
+        words = number == 0 or name in {"ratio", ""}
+        table.add_column(name, justify="left" if words else "right", no_wrap=name != "ratio")
+    return table
+
+
+def _bar(row: Mapping[str, Any], longest: float) -> str:
+    """A median as a bar; what is too short for a cell still shows."""
+    eighths = round(row["median"] / longest * BAR_WIDTH * 8) if longest else 0
+    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8] if eighths else "▏"
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    """Smallest to largest as a share of the median."""
+    return f"{(row['max'] - row['min']) / row['median']:.0%}" if row["median"] else ""
+
+
+def _rows(result: Mapping[str, Any], *, wide: bool) -> Table:
+    """The rows; on a wide terminal with smallest, largest and a bar.
+
+    Bars of rows with different units have scales of their own.
+    """
+    rows = result["rows"]
+    rates = any(rate(row) for row in rows)
+    against = any(row["against"] for row in rows)
+    table = _table(
+        *("row", "median"),
+        *(("min", "max") if wide else ("spread",)),
+        *(["rate"] * rates),
+        *([""] * wide),
+        *(["ratio"] * against),
+    )
+    longest: dict[tuple[str, str], float] = {}
+    for row in rows:
+        unit = (row["unit"], row["per"])
+        longest[unit] = max(longest.get(unit, 0.0), row["median"])
+    for row in rows:
+        bare = {**row, "per": ""}
+        spread = [figure(row[name], bare) for name in ("min", "max")] if wide else [_spread(row)]
+        cells: list[RenderableType] = [row["name"], Text(figure(row["median"], row), style="bold")]
+        cells += [Text(words, style="dim") for words in spread]
+        if rates:
+            cells.append(rate(row))
+        if wide:
+            cells.append(Text(_bar(row, longest[row["unit"], row["per"]]), style="cyan"))
+        if against:
+            cells.append(Text("\n").join(ratio_text(ratio) for ratio in row["against"]))
+        table.add_row(*cells)
+    return table
+
+
+def _latencies(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Percentiles of single operations."""
+    table = _table("single operations", "p50", "p90", "p99", "p99.9", "max", "count")
+    for row in rows:
+        latency = row["latency"]
+        if latency:
+            table.add_row(
+                row["name"],
+                *(duration(latency[name]) for name in ("p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns")),
+                count(latency["count"]),
+            )
+    return table
+
+
 def _result(result: Mapping[str, Any]) -> Iterable[RenderableType]:
-    """A benchmark: heading, rows, side figures, remarks."""
+    """A benchmark: heading, rows, percentiles, side figures, remarks."""
     runs, warmup = result["runs"], result["warmup"]
-    yield Text.assemble((result["benchmark"], "bold"), f"  {_parameters(result)}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("row", no_wrap=True)
-    for name in ("median", "min", "max", "rate"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("ratio")
-    for row in result["rows"]:
-        table.add_row(
-            row["name"],
-            *(figure(row[name], row) for name in ("median", "min", "max")),
-            _rate(row),
-            Text("\n").join(_ratios(row)),
-        )
-    yield table
+    yield Text.assemble((result["benchmark"], "bold cyan"), f"  {parameters(result)}")
+    yield Text()
+    yield _Wide(_rows(result, wide=True), _rows(result, wide=False))
+    if any(row["latency"] for row in result["rows"]):
+        yield Text()
+        yield _latencies(result["rows"])
+    yield Text()
     for row in result["rows"]:
         if row["facts"]:
             words = ", ".join(fact(one["name"], one["median"]) for one in row["facts"])
-            yield Text(f"{row['name']}: {words}")
-    yield Text(f"{runs} round{'s' if runs != 1 else ''} after {warmup} to warm up", style="dim")
+            yield Text.assemble((f"{row['name']}: ", ""), (words, "dim"))
+    yield Text(
+        f"{runs} round{'s' if runs != 1 else ''} after {warmup} to warm up, in {duration(result['elapsed_ns'])}",
+        style="dim",
+    )
     for note in result["notes"]:
         yield Text(note, style="dim")
 
 
 def render_report(document: Mapping[str, Any]) -> RenderableType:
     """All results of a run, and what they should be read with."""
-    host = document["host"]
     parts: list[RenderableType] = []
     for result in document["results"]:
         parts += [*_result(result), Text()]
-    parts.append(
-        Text(
-            f"{host['processor']}, {host['cores']} cores, Linux {host['kernel']}, {host['compiler']}, "
-            f"Python {host['python']}, commit {host['commit']}, load {host['load_average']}",
-            style="dim",
+    for skipped in document["skipped"]:
+        parts += [
+            Text.assemble((skipped["benchmark"], "bold yellow"), f"  not measured: {skipped['what']}"),
+            *(Text(f"{name}: {skipped[name]}", style="dim") for name in ("why", "hint") if skipped[name]),
+            Text(),
+        ]
+    parts.append(Text(host_line(document["host"]), style="dim"))
+    return Group(*parts)
+
+
+# ---- two runs -------------------------------------------------------------------
+
+_STYLES = {"slower": "red", "faster": "green", "same": ""}
+
+
+def _change(row: Mapping[str, Any]) -> Text:
+    """The verdict on a row, in words and a colour."""
+    style = "bold red" if row["failed"] else "dim" if row["limit"] else _STYLES[row["verdict"]]
+    words = "machine " * row["limit"] + row["verdict"]
+    return Text(f"✗ {words}" if row["failed"] else words, style=style)
+
+
+def render_comparison(document: Mapping[str, Any]) -> RenderableType:
+    """A table a benchmark, and the verdict."""
+    parts: list[RenderableType] = [
+        Text(f"{document['new']} in times {document['old']}: above 1 is slower; same is within the error"),
+        Text(),
+    ]
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in document["rows"]:
+        groups.setdefault((row["benchmark"], parameters(row)), []).append(row)
+    for (benchmark, words), rows in groups.items():
+        table = _table("row", "old", "new", "ratio ", "error", "")
+        for row in rows:
+            table.add_row(
+                row["row"],
+                figure(row["old"], row),
+                figure(row["new"], row),
+                Text(f"{row['ratio']:.3f}", style="bold"),
+                Text(f"{row['low']:.2f} … {row['high']:.2f}", style="dim"),
+                _change(row),
+            )
+        parts += [Text.assemble((benchmark, "bold cyan"), f"  {words}"), Text(), table, Text()]
+    parts += [Text(words, style="dim") for words in document["left_out"]]
+    parts += [
+        Text(f"{one['name'].replace('_', ' ')}: {one['old']} → {one['new']}", style="yellow")
+        for one in document["host"]
+    ]
+    if document["fail_above"] is not None:
+        failed = document["regressions"]
+        parts.append(
+            Text(
+                f"{failed} of {len(document['rows'])} rows slower by more than {document['fail_above'] * 100:g} %",
+                style="bold red" if failed else "green",
+            )
         )
-    )
     return Group(*parts)

@@ -129,7 +129,7 @@ class Sample:
     """One row in one round."""
 
     value: float
-    """In the row's unit; finite, not negative."""
+    """In the row's unit; finite and not negative, nor zero where there are ratios."""
     facts: Mapping[str, float] = field(default_factory=dict)
     """Side figures of this round, the unit in the name: syscalls_per_array, returned_bytes, python_share."""
     histogram: Histogram | None = None
@@ -210,7 +210,8 @@ def points(definition: Definition, scans: Mapping[str, Sequence[Value]]) -> list
         if not values:
             raise InvalidArgument(f"no values for {name}", hint=f"--scan {name}={known[name].default},…")
     keys = [known[name].key for name in scans]
-    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*scans.values())]
+    choices = [dict.fromkeys(values) for values in scans.values()]
+    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*choices)]
 
 
 def measure(
@@ -300,9 +301,15 @@ def _check_rows(rows: Sequence[Row]) -> None:
 
 def _checked(samples: Mapping[str, Sample], rows: Sequence[Row]) -> Mapping[str, Sample]:
     """A round, if it measured what it had to."""
+    limits = {other.row for row in rows for other in row.against}
     for row in rows:
         sample = samples.get(row.name)
-        if sample is None or not math.isfinite(sample.value) or sample.value < 0:
+        if (
+            sample is None
+            or not math.isfinite(sample.value)
+            or sample.value < 0
+            or (sample.value == 0 and (row.name in limits or row.against))
+        ):
             raise InternalError(f"a round did not measure {row.name}", why=f"it gave {sample}")
     return samples
 
@@ -387,7 +394,7 @@ def _warnings(rows: Sequence[RowResult], round_s: float, warmup: int) -> list[st
     if stray:
         count = max(len(far[name]) for name in stray)
         said.append(
-            f"up to {count} of {runs} rounds lie far from the others ({_names(stray)}): "
+            f"{count} of {runs} rounds {'is' if count == 1 else 'are'} far from the others ({_names(stray)}): "
             f"something else ran; stop it, or take more rounds with --runs {runs * 3}"
         )
     if unsteady:

@@ -21,6 +21,9 @@ Better = Literal["lower", "higher"]
 #: Modified z-score beyond which a sample is an outlier (Iglewicz and Hoaglin, 1993).
 OUTLIER_SCORE = 3.5
 
+#: Samples below which none is called an outlier.
+OUTLIER_SAMPLES = 5
+
 #: A sample this near the median, as a share of it, is no outlier however still the others are.
 OUTLIER_SHARE = 0.05
 
@@ -138,9 +141,10 @@ def outliers(samples: Sequence[float]) -> list[int]:
     """Positions of the samples that lie far from the others.
 
     Far is a modified z-score, 0.6745 x distance / median distance, beyond `OUTLIER_SCORE`. Where more than half
-    of the samples are equal the median distance is 0; then all that is not near the median is far.
+    of the samples are equal the median distance is 0; then all that is not near the median is far. Under
+    `OUTLIER_SAMPLES` samples nothing can be said.
     """
-    if len(samples) < 3:
+    if len(samples) < OUTLIER_SAMPLES:
         return []
     middle = statistics.median(samples)
     distances = [abs(sample - middle) for sample in samples]
