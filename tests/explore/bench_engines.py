@@ -65,7 +65,8 @@ def product_search(actors: int, turns: int = 3) -> tuple[int, float, float]:
         started = time.perf_counter()
         verdict = product.explore(lock_rounds(actors, 30))
         whole = min(whole, time.perf_counter() - started)
-        tables = product.Product(World(lock_rounds(actors, 30)), [])
+        tables = product.Product(World(lock_rounds(actors, 30)))
+        tables.start()
         for _ in range(2):
             started = time.perf_counter()
             product.Search(tables, product.Limits()).run()

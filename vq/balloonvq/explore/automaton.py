@@ -79,7 +79,7 @@ class Automaton:
         self._runs: dict[int, Fed] = {}
         #: (node, observed) edges that were merged into a node reached before.
         self.merged: list[tuple[int, Any]] = []
-        run = Fed(world, index)
+        run = Fed(world, index, anchored=True)
         self._add(run, -1, None)
         self._keep(run, 0)
 
@@ -121,7 +121,7 @@ class Automaton:
 
     def _learn(self, node: int, observed: Any) -> int:
         run = self._runs.pop(node, None) or self._rerun(node)
-        run.feed(observed)
+        run.feed(observed, anchored=True)
         operation, anchor, _ = run.at
         end = None
         if operation is None:

@@ -22,13 +22,15 @@ moves inside it. Here a smaller component may pass, one without those states, so
 taken out and the rest is searched again. A spinner that never gives way owes nobody
 anything, and is found as the livelock that it is.
 
-Tarjan's algorithm, iterative, steps recomputed from the tables.
+A circle of the product leads each actor back to the local state where it was, so every step of it
+stays inside a circle of that actor's automaton. Most steps do not, and are left out before
+anything else is done. What is left goes through Tarjan's algorithm, iterative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from balloonvq.runtime.controlled import TICK, Decision
 
@@ -38,19 +40,129 @@ if TYPE_CHECKING:
 __all__ = ["fair_circles", "livelock"]
 
 
+_Node = TypeVar("_Node", bound=Hashable)
+
+
+def components(nodes: Iterable[_Node], steps: Callable[[_Node], Iterable[_Node]]) -> Iterator[list[_Node]]:
+    """Strongly connected components with at least one step; `steps` leads to some of the nodes."""
+    index: dict[_Node, int] = {}
+    low: dict[_Node, int] = {}
+    on_stack: set[_Node] = set()
+    stack: list[_Node] = []
+    for root in nodes:
+        if root in index:
+            continue
+        work = [(root, iter(steps(root)))]
+        index[root] = low[root] = len(index)
+        stack.append(root)
+        on_stack.add(root)
+        while work:
+            node, targets = work[-1]
+            for target in targets:
+                if target not in index:
+                    index[target] = low[target] = len(index)
+                    stack.append(target)
+                    on_stack.add(target)
+                    work.append((target, iter(steps(target))))
+                    break
+                if target in on_stack:
+                    low[node] = min(low[node], index[target])
+            else:
+                work.pop()
+                if work:
+                    parent = work[-1][0]
+                    low[parent] = min(low[parent], low[node])
+                if low[node] == index[node]:
+                    component = []
+                    while True:
+                        member = stack.pop()
+                        on_stack.discard(member)
+                        component.append(member)
+                        if member == node:
+                            break
+                    if len(component) > 1 or node in steps(node):
+                        yield component
+
+
 class _Graph:
     """Steps that are no progress."""
 
     def __init__(self, search: Search) -> None:
         self.search = search
-        operations = search.product.world.operations
+        self.product = search.product
+        operations = self.product.world.operations
         self.progress = any(operation.progress for operation in operations)
+        #: For each actor: what of a state its step depends on, where it may be on a circle.
+        self.circular = self._circular()
+        self.actors = [actor for actor, keys in enumerate(self.circular) if keys]
+
+    def _circular(self) -> list[set[int]]:
+        """For each actor the keys of its table with a step that may be part of a circle."""
+        product = self.product
+        product.fill(self.search.seen)
+        free = product.ticking_fields() if product.has_timers else set()
+        #: (actor, key, {field: (before, after)})
+        left: list[tuple[int, int, dict[int, tuple[int, int]]]] = []
+        for actor, table in enumerate(product.tables):
+            for key in table:
+                moves = product.moves(actor, key)
+                left.extend((actor, key, product.changes(key, key + delta, free)) for _, delta in moves)
+        while True:
+            edges: dict[int, dict[int, list[int]]] = {}
+            for _, _, changes in left:
+                for field, (before, after) in changes.items():
+                    edges.setdefault(field, {}).setdefault(before, []).append(after)
+            circles: dict[int, dict[int, int]] = {}
+            for field, targets in edges.items():
+                inside = components(targets, lambda value, targets=targets: targets.get(value, ()))
+                circles[field] = {value: number for number, circle in enumerate(inside) for value in circle}
+            kept = [
+                step
+                for step in left
+                if all(
+                    before in circles[field] and circles[field][before] == circles[field].get(after)
+                    for field, (before, after) in step[2].items()
+                )
+            ]
+            if len(kept) == len(left):
+                break
+            left = kept
+        found: list[set[int]] = [set() for _ in range(product.count)]
+        for actor, key, _ in left:
+            found[actor].add(key)
+        return found
+
+    def candidates(self) -> set[int]:
+        """States from which a step leads on that may be part of a circle."""
+        product = self.product
+        states = list(self.search.seen)
+        found: set[int] = set()
+        for actor, keys in enumerate(self.circular):
+            if keys:
+                shift, field, masks = product.actor_shift[actor], product.actor_mask[actor], product.masks[actor]
+                found.update(state for state in states if state & masks[(state >> shift) & field] in keys)
+        if product.has_timers:
+            clock, idle = product.clock_mask, product.clock_idle
+            found.update(state for state in states if state & clock != idle)
+        return found
 
     def steps(self, state: int) -> list[tuple[Decision, int]]:
-        found = list(self.search.steps(state))
+        """The steps from a state that may be part of a circle without progress."""
+        product = self.product
+        if self.search.one_cpu or (product.has_timers and state & product.clock_mask != product.clock_idle):
+            found = [
+                (decision, target)
+                for decision, target in self.search.steps(state)
+                if decision == TICK or product.key(decision[0], state) in self.circular[decision[0]]
+            ]
+        else:
+            found = []
+            for actor in self.actors:
+                key = product.key(actor, state)
+                if key in self.circular[actor]:
+                    found.extend((decision, state + delta) for decision, delta in product.moves(actor, state))
         if not self.progress:
             return found
-        product = self.search.product
         plain = self.search.plain(state)
         return [
             (decision, target)
@@ -61,51 +173,25 @@ class _Graph:
 
     def components(self, states: set[int]) -> Iterator[list[int]]:
         """Strongly connected components with at least one step, of the graph on these states."""
-        index: dict[int, int] = {}
-        low: dict[int, int] = {}
-        on_stack: set[int] = set()
-        stack: list[int] = []
-        for root in states:
-            if root in index:
-                continue
-            work = [(root, iter(self.steps(root)))]
-            index[root] = low[root] = len(index)
-            stack.append(root)
-            on_stack.add(root)
-            while work:
-                state, steps = work[-1]
-                for _, target in steps:
-                    if target not in states:
-                        continue
-                    if target not in index:
-                        index[target] = low[target] = len(index)
-                        stack.append(target)
-                        on_stack.add(target)
-                        work.append((target, iter(self.steps(target))))
-                        break
-                    if target in on_stack:
-                        low[state] = min(low[state], index[target])
-                else:
-                    work.pop()
-                    if work:
-                        parent = work[-1][0]
-                        low[parent] = min(low[parent], low[state])
-                    if low[state] == index[state]:
-                        component = []
-                        while True:
-                            member = stack.pop()
-                            on_stack.discard(member)
-                            component.append(member)
-                            if member == state:
-                                break
-                        if len(component) > 1 or any(t == state for _, t in self.steps(state)):
-                            yield component
+        known: dict[int, list[int]] = {}
+
+        def targets(state: int) -> list[int]:
+            found = known.get(state)
+            if found is None:
+                found = known[state] = [target for _, target in self.steps(state) if target in states]
+            return found
+
+        return components(states, targets)
 
     def locks(self, state: int, actor: int) -> bool:
         """Whether the actor is about to take a mutex; asked of one that never moves, so any state will do."""
         product = self.search.product
         operation = product.automata[actor].nodes[product.nodes(self.search.plain(state))[actor]].operation
         return operation is not None and operation.kind == "lock"
+
+    def fair_circles(self) -> Iterator[list[int]]:
+        """The fair components of all states."""
+        yield from self.fair(self.candidates())
 
     def fair(self, states: set[int]) -> Iterator[list[int]]:
         """The fair components."""
@@ -133,18 +219,19 @@ class _Graph:
 
 def fair_circles(search: Search) -> Iterator[list[int]]:
     """All fair components without progress."""
-    yield from _Graph(search).fair(search.seen)
+    yield from _Graph(search).fair_circles()
 
 
 def livelock(search: Search) -> tuple[list[Decision], list[Decision], str] | None:
     """(stem, loop, what) of a livelock near the first state, or None."""
-    circles = list(fair_circles(search))
+    graph = _Graph(search)
+    circles = list(graph.fair_circles())
     if not circles:
         return None
     depth = {state: number for number, layer in enumerate(search.layers) for state in layer}
     component = min(circles, key=lambda circle: min(depth[state] for state in circle))
     entry = min(component, key=lambda state: (depth[state], state))
-    loop = _tour(_Graph(search), set(component), entry)
+    loop = _tour(graph, set(component), entry)
     product = search.product
     actors = sorted({decision[0] for decision in loop if decision != TICK})
     names = ", ".join(product.world.actors[actor].name for actor in actors)

@@ -25,8 +25,9 @@ histories (`balloonvq.explore.automaton`).
 from __future__ import annotations
 
 import dis
+import functools
 import types
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -39,9 +40,8 @@ class Atom:
     __slots__ = ()
 
 
-_PLAIN = (int, str, bytes, float, bool, type(None), Enum)
-_FIXED = (type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, types.MappingProxyType)
 _MISSING = object()
+_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 # -- the evaluation stack ----------------------------------------------------------
 
@@ -57,10 +57,6 @@ _PURE_LOADS = frozenset({
     "LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW", "LOAD_CONST", "LOAD_SMALL_INT", "LOAD_GLOBAL", "LOAD_DEREF",
     "LOAD_CLOSURE", "PUSH_NULL", "LOAD_METHOD",
 })  # fmt: skip
-
-#: For each code and instruction the variables whose iterators lie on the stack; None: not clean.
-_clean: dict[types.CodeType, dict[int, tuple[str, ...] | None]] = {}
-
 
 def _after(instruction: dis.Instruction, before: list[str], *, jump: bool) -> list[str]:
     """The stack after an instruction, by tags."""
@@ -113,6 +109,7 @@ def _unknown_top(name: str, stack: list[str]) -> list[str]:
     return [*stack[:-1], _VALUE] if stack else stack
 
 
+@functools.cache
 def _analyse(code: types.CodeType) -> dict[int, tuple[str, ...] | None]:
     """For each instruction: whether all that lies below its operands is known, and on what condition."""
     instructions = list(dis.get_instructions(code))
@@ -148,89 +145,200 @@ def _analyse(code: types.CodeType) -> dict[int, tuple[str, ...] | None]:
     return found
 
 
+#: (id of a code, instruction) -> the code, so that its id stays its own, and the answer of `clean`.
+_clean: dict[tuple[int, int], tuple[types.CodeType, tuple[str, ...] | None]] = {}
+
+
 def clean(code: types.CodeType, last: int) -> tuple[str, ...] | None:
     """What a frame of this code, in a call at instruction `last`, hides on its stack.
 
     None if something unknown, else the names of the variables over which it iterates.
     """
-    table = _clean.get(code)
-    if table is None:
+    known = _clean.get((id(code), last))
+    if known is None:
         try:
             table = _analyse(code)
         except (IndexError, KeyError, ValueError):
             table = {}
-        _clean[code] = table
-    # The position may be that of a call's inline cache, behind the instruction.
-    for offset in range(last, max(-2, last - 24), -2):
-        if offset in table:
-            return table[offset]
-    return None
+        # The position may be that of a call's inline cache, behind the instruction.
+        offsets = range(last, max(-2, last - 24), -2)
+        found = next((table[offset] for offset in offsets if offset in table), None)
+        known = _clean[id(code), last] = (code, found)
+    return known[1]
 
 
 def _distinct(items: object) -> bool:
     """Whether each item of a list or tuple tells its position."""
     if not isinstance(items, tuple | list):
         return False
-    return len({repr(_Walk(frozenset()).canonical(item)) for item in items}) == len(items)
+    found = set()
+    for item in items:
+        walk = _Walk(frozenset())
+        walk.add(item)
+        found.add(tuple(walk.found))
+    return len(found) == len(items)
 
 
 # -- local variables ---------------------------------------------------------------
 
 
-def _slots(item: object) -> Iterator[tuple[str, Any]]:
-    for kind in type(item).__mro__:
-        names = kind.__dict__.get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else names:
-            value = getattr(item, name, _MISSING)
-            if value is not _MISSING:
-                yield name, value
-
-
 class _Walk:
-    """One fingerprint: objects are numbered in the order in which they are met, so circles end."""
+    """One fingerprint: a flat list, in which each object stands with its kind and the number of its parts.
+
+    Objects are numbered in the order in which they are met, so circles end.
+    """
+
+    __slots__ = ("found", "left_out", "met")
 
     def __init__(self, left_out: frozenset[str]) -> None:
         self.left_out = left_out
         self.met: dict[int, int] = {}
+        self.found: list[Hashable] = []
 
-    def canonical(self, item: Any) -> Hashable:
-        if isinstance(item, _PLAIN):
-            return (type(item).__name__, item)
-        if isinstance(item, Atom):
-            return ("model", type(item).__name__, getattr(item, "name", ""))
-        if isinstance(item, _FIXED):
-            return ("fixed", id(item))
-        number = self.met.get(id(item))
-        if number is not None:
-            return ("again", number)
-        self.met[id(item)] = len(self.met)
-        return self._inside(item)
+    def add(self, item: Any) -> None:
+        """Appends an object and all that it is made of."""
+        kind = item.__class__
+        add = _ADDERS.get(kind) or _adder(kind)
+        if add is _add_plain:
+            self.found += (kind, item)
+        elif add in _WHOLE:
+            add(self, item)
+        else:
+            number = len(self.met)
+            before = self.met.setdefault(id(item), number)
+            if before == number:
+                add(self, item)
+            else:
+                self.found += (_Walk, before)
 
-    def _inside(self, item: Any) -> Hashable:
-        canonical = self.canonical
-        kind = type(item).__name__
-        if isinstance(item, tuple | list):
-            return (kind, *[canonical(entry) for entry in item])
-        if isinstance(item, dict):
-            return (kind, *[(canonical(key), canonical(value)) for key, value in item.items()])
-        if isinstance(item, set | frozenset):
-            return (kind, *sorted(repr(canonical(entry)) for entry in item))
-        if isinstance(item, types.MethodType):
-            return (kind, id(item.__func__.__code__), canonical(item.__self__))
-        if isinstance(item, types.FunctionType):
-            return (kind, id(item.__code__), *[canonical(cell) for cell in item.__closure__ or ()])
-        if isinstance(item, types.CellType):
-            try:
-                return (kind, canonical(item.cell_contents))
-            except ValueError:
-                return (kind,)
-        if isinstance(item, BaseException):
-            return (kind, *[canonical(entry) for entry in item.args])
-        if hasattr(item, "__next__"):
-            # An iterator in a variable: each is its own state, so nothing is merged.
-            return (kind, id(item), object())
-        state = [*getattr(item, "__dict__", {}).items(), *_slots(item)]
-        return (kind, *[(name, canonical(value)) for name, value in state if name not in self.left_out])
+
+_Adder = Callable[[_Walk, Any], None]
+
+
+def _add_plain(walk: _Walk, item: Any) -> None:
+    walk.found += (item.__class__, item)
+
+
+def _add_enum(walk: _Walk, item: Enum) -> None:
+    walk.found += (item.__class__, repr(item))
+
+
+def _add_atom(walk: _Walk, item: Any) -> None:
+    walk.found += (item.__class__, getattr(item, "name", ""))
+
+
+def _add_fixed(walk: _Walk, item: Any) -> None:
+    walk.found += (item.__class__, id(item))
+
+
+def _add_sequence(walk: _Walk, item: Any) -> None:
+    walk.found += (item.__class__, len(item))
+    for entry in item:
+        walk.add(entry)
+
+
+def _add_dict(walk: _Walk, item: Any) -> None:
+    walk.found += (item.__class__, len(item))
+    for key, value in item.items():
+        walk.add(key)
+        walk.add(value)
+
+
+def _add_set(walk: _Walk, item: Any) -> None:
+    kept, texts = walk.found, []
+    for entry in item:
+        walk.found = []
+        walk.add(entry)
+        texts.append(repr(walk.found))
+    walk.found = kept
+    kept += (item.__class__, len(texts), *sorted(texts))
+
+
+def _add_method(walk: _Walk, item: Any) -> None:
+    walk.found += (item.__class__, id(item.__func__.__code__))
+    walk.add(item.__self__)
+
+
+def _add_function(walk: _Walk, item: Any) -> None:
+    walk.found += (item.__class__, id(item.__code__))
+    for cell in item.__closure__ or ():
+        walk.add(cell)
+
+
+def _add_cell(walk: _Walk, item: Any) -> None:
+    try:
+        inside = item.cell_contents
+    except ValueError:
+        walk.found += (item.__class__, "empty")
+    else:
+        walk.found += (item.__class__, "full")
+        walk.add(inside)
+
+
+def _add_error(walk: _Walk, item: Any) -> None:
+    walk.found += (item.__class__, len(item.args))
+    for entry in item.args:
+        walk.add(entry)
+
+
+def _add_iterator(walk: _Walk, item: Any) -> None:
+    # In a variable: each is its own state, so nothing is merged.
+    walk.found += (item.__class__, object())
+
+
+def _add_object(walk: _Walk, item: Any) -> None:
+    found, left_out = walk.found, walk.left_out
+    attributes = getattr(item, "__dict__", _NOTHING)
+    found.append(item.__class__)
+    for name, value in attributes.items():
+        if name not in left_out:
+            found.append(name)
+            walk.add(value)
+    for name in _slots(item.__class__):
+        value = getattr(item, name, _MISSING)
+        if value is not _MISSING and name not in left_out:
+            found.append(name)
+            walk.add(value)
+    found.append(_MISSING)
+
+
+#: What has no parts to look into; anything else is numbered when it is met.
+_WHOLE: frozenset[_Adder] = frozenset({_add_plain, _add_enum, _add_atom, _add_fixed})
+
+#: How instances of a class are appended; filled by `_adder`.
+_ADDERS: dict[type, _Adder] = {}
+
+_BASES: tuple[tuple[Any, _Adder], ...] = (
+    (Enum, _add_enum),
+    ((int, str, bytes, float, bool, type(None)), _add_plain),
+    (Atom, _add_atom),
+    ((type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, types.MappingProxyType), _add_fixed),
+    ((tuple, list), _add_sequence),
+    (dict, _add_dict),
+    ((set, frozenset), _add_set),
+    (types.MethodType, _add_method),
+    (types.FunctionType, _add_function),
+    (types.CellType, _add_cell),
+    (BaseException, _add_error),
+)
+
+
+def _adder(kind: type) -> _Adder:
+    """How instances of a class are appended."""
+    add = next((add for bases, add in _BASES if issubclass(kind, bases)), None)
+    if add is None:
+        add = _add_iterator if hasattr(kind, "__next__") else _add_object
+    return _ADDERS.setdefault(kind, add)
+
+
+@functools.cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """The names of all slots of a class."""
+    found: list[str] = []
+    for base in kind.__mro__:
+        names = base.__dict__.get("__slots__", ())
+        found.extend((names,) if isinstance(names, str) else names)
+    return tuple(found)
 
 
 def fingerprint(
@@ -248,17 +356,23 @@ def fingerprint(
         A value to compare, or None where the frames do not show the whole local state.
     """
     walk = _Walk(left_out)
-    found: list[Hashable] = []
+    found = walk.found
+    add = walk.add
     while frame is not None and frame.f_code is not end:
         code = frame.f_code
-        found.append((id(code), frame.f_lasti))
+        last = frame.f_lasti
+        found += (id(code), last)
         if code.co_filename not in own:
-            over = clean(code, frame.f_lasti)
-            variables = frame.f_locals
-            if over is None or not all(_distinct(variables.get(name)) for name in over):
+            over = clean(code, last)
+            if over is None:
                 return None
-            found.extend(
-                (name, walk.canonical(value)) for name, value in variables.items() if name not in left_out
-            )
+            variables = frame.f_locals
+            for name in over:
+                if not _distinct(variables.get(name)):
+                    return None
+            for name, value in variables.items():
+                if name not in left_out:
+                    found.append(name)
+                    add(value)
         frame = frame.f_back
     return tuple(found)

@@ -33,14 +33,15 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Hashable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from operator import add, or_
 from typing import Any, Final, NamedTuple
 
 from balloonvq.explore.automaton import Automaton, TooManyLocalStates
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
-from balloonvq.explore.world import CLOCK, Nondeterminism, Program, Revised, World, tick
+from balloonvq.explore.world import CLOCK, NOTHING, Nondeterminism, Program, Revised, World, tick
 from balloonvq.runtime.controlled import TICK, Decision, Execution
 
 __all__ = ["Limits", "Micro", "Product", "Search", "Widened", "explore", "findings", "started"]
@@ -104,36 +105,63 @@ class Special:
         self.open = open_
 
 
+class _Values(dict[int, Any]):
+    """The values of a state's objects, of those that somebody has asked for."""
+
+    __slots__ = ("_product", "_state")
+
+    def __init__(self, product: Product, state: int) -> None:
+        super().__init__()
+        self._product = product
+        self._state = state
+
+    def __missing__(self, index: int) -> Any:
+        value = self[index] = self._product.value(self._state, index)
+        return value
+
+
 class Product:
     """States, steps and tables of one program.
 
+    What has been learned of the actors stays when a search has to start again: a local state and
+    what it leads to do not depend on which operations are scheduling points.
+
     Args:
         world: the world, its facts included.
-        widths: bits of each actor's and of each object's field; empty at first, grown by `widen`.
     """
 
-    def __init__(self, world: World, widths: list[int]) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
         self.automata: list[Automaton] = []
-        # The first automaton's run completes the world.
-        self.automata.append(Automaton(world, 0))
-        count = len(world.actors)
-        self.automata.extend(Automaton(world, index) for index in range(1, count))
-        self.count = count
-        #: Objects that are part of a state: all but "nothing".
-        self.objects: list[int] = [spec.index for spec in world.objects if spec.kind != "nothing"]
-        self._values: list[list[Hashable]] = [[] for _ in world.objects]
-        self._numbers: list[dict[Hashable, int]] = [{} for _ in world.objects]
-        if not widths:
-            widths += [10] * count + [4] * len(self.objects)
-        self.layout(widths)
-        self.initial = self._first()
+        self._values: list[list[Hashable]] = []
+        self._numbers: list[dict[Hashable, int]] = []
+        #: Bits of each actor's and of each object's field, grown by `widen`.
+        self.widths: list[int] = []
+
+    def _begin(self) -> None:
+        """The first local state of every actor; what is still missing of it."""
+        world = self.world
+        while not self.automata or len(self.automata) < len(world.actors):
+            # The first automaton's run completes the world.
+            self.automata.append(Automaton(world, len(self.automata)))
+        if not self.widths:
+            self.count = len(world.actors)
+            #: Objects that are part of a state: all but "nothing".
+            self.objects: list[int] = [spec.index for spec in world.objects if spec.kind != "nothing"]
+            self._values = [[] for _ in world.objects]
+            self._numbers = [{} for _ in world.objects]
+            self.widths = [AW] * self.count + [OW] * len(self.objects)
 
     # -- packing -------------------------------------------------------------
 
-    def layout(self, widths: list[int]) -> None:
-        """Sets the fields' places and forgets all tables."""
-        self.widths = widths
+    def start(self) -> None:
+        """Sets the fields' places, empties all tables and finds the first state; to be called first.
+
+        Raises:
+            Revised, Widened: start again.
+        """
+        self._begin()
+        widths = self.widths
         self.shifts: list[int] = []
         shift = 0
         for width in widths:
@@ -152,13 +180,17 @@ class Product:
         #: Whether an actor's table has entries that are no plain steps.
         self.special = [False] * count
         self._keys: list[dict[int, list[int]]] = [{} for _ in range(count)]
+        #: Actors of whose tables entries were removed because their node depends on more than was known then.
+        self._emptied: set[int] = set()
         for index in range(count):
             self._cover(index)
         self.clock_mask = self.object_mask[CLOCK] << self.object_shift[CLOCK]
+        self.clock_idle = self.number(CLOCK, (0, ())) << self.object_shift[CLOCK]
+        self.initial = self._first()
 
     def widen(self, field: int) -> Widened:
         """Grows one field; the caller raises what comes back."""
-        self.widths[field] += 4
+        self.widths[field] += int(os.environ.get("WS","4"))
         return Widened()
 
     def _cover(self, index: int) -> None:
@@ -185,22 +217,21 @@ class Product:
 
     def _first(self) -> int:
         """The first state: each actor before its first scheduling point."""
-        values = list(self.world.start)
-        state = self._with_values(0, values)
-        for index in range(self.count):
-            node = 0
-            touched: set[int] = set()
-            node, _ = self._glue(index, node, values, touched, [])
-            state = self._with_values(state, values)
-            self._cover(index)
-            state += node << self.actor_shift[index]
+        state = self._with_values(0, dict(enumerate(self.world.start)))
+        for actor in range(self.count):
+            values = _Values(self, state)
+            node, _ = self._glue(actor, 0, values, [])
+            self._cover(actor)
+            state = self._with_values(state, values) + (node << self.actor_shift[actor])
         return state
 
-    def _with_values(self, state: int, values: list[Any]) -> int:
-        for index in self.objects:
-            shift = self.object_shift[index]
-            state &= ~(self.object_mask[index] << shift)
-            state |= self.number(index, values[index]) << shift
+    def _with_values(self, state: int, values: Mapping[int, Any]) -> int:
+        """The state in which these objects have these values."""
+        shifts, masks = self.object_shift, self.object_mask
+        for index, value in values.items():
+            if index != NOTHING:
+                shift = shifts[index]
+                state += (self.number(index, value) - ((state >> shift) & masks[index])) << shift
         return state
 
     def nodes(self, state: int) -> list[int]:
@@ -209,17 +240,20 @@ class Product:
             (state >> shift) & mask for shift, mask in zip(self.actor_shift, self.actor_mask, strict=True)
         ]
 
+    def value(self, state: int, index: int) -> Any:
+        """One object's value."""
+        if index == NOTHING:
+            return None
+        return self._values[index][(state >> self.object_shift[index]) & self.object_mask[index]]
+
     def values(self, state: int) -> list[Any]:
         """Each object's value."""
-        found: list[Any] = [None] * len(self._values)
-        for index in self.objects:
-            found[index] = self._values[index][(state >> self.object_shift[index]) & self.object_mask[index]]
-        return found
+        return [self.value(state, index) for index in range(len(self._values))]
 
     # -- one step ------------------------------------------------------------
 
     def _glue(
-        self, actor: int, node: int, values: list[Any], touched: set[int], micros: list[Micro]
+        self, actor: int, node: int, values: _Values, micros: list[Micro]
     ) -> tuple[int, BaseException | None]:
         """Performs what is glued to the last operation; (next node, error that ended the actor)."""
         automaton = self.automata[actor]
@@ -236,31 +270,29 @@ class Product:
                 raise Nondeterminism(f"{operation!r} blocks although its guard is held", why=str(entry.place))
             after, observed = result
             values[operation.object] = after
-            touched.add(operation.object)
             micros.append(Micro(actor, node, operation, observed, before, after))
             node = automaton.step(node, observed)
 
     def micros(self, state: int, decision: Decision) -> tuple[list[Micro], int, BaseException | None]:
         """A step in full: its operations, the state after it, the error that it ends with."""
-        actor, choice = decision
-        values = self.values(state)
         if decision == TICK:
-            after = tick(values, absolute=self.world.bounds.absolute_time)
+            after = self.ticked(state)
             assert after is not None
-            return [], self._with_values(state, after), None
-        node = self.nodes(state)[actor]
+            return [], after, None
+        actor, choice = decision
+        shift = self.actor_shift[actor]
+        node = (state >> shift) & self.actor_mask[actor]
         operation = self.automata[actor].nodes[node].operation
         assert operation is not None
+        values = _Values(self, state)
         before = values[operation.object]
         after, observed = (before, choice) if operation.options else operation.transition(before, actor)  # type: ignore[misc]
         values[operation.object] = after
         micros = [Micro(actor, node, operation, observed, before, after)]
         following = self.automata[actor].step(node, observed)
-        following, error = self._glue(actor, following, values, set(), micros)
+        following, error = self._glue(actor, following, values, micros)
         self._cover(actor)
-        target = self._with_values(state, values)
-        target += (following - node) << self.actor_shift[actor]
-        return micros, target, error
+        return micros, self._with_values(state, values) + ((following - node) << shift), error
 
     def _compute(self, actor: int, state: int) -> int | Special:
         """Fills one table entry."""
@@ -280,10 +312,9 @@ class Product:
 
     def _entry(self, actor: int, node: int, operation: Operation, state: int) -> int | Special:
         automaton = self.automata[actor]
-        touched = {operation.object} - {1}
-        self._touch(actor, node, touched)
+        self._touch(actor, node, {operation.object})
         if operation.blocks:
-            value = self.values(state)[operation.object]
+            value = self.value(state, operation.object)
             if operation.transition(value, actor) is None:
                 if operation.kind == "lock" and value >= 0 and automaton.nodes[node].holds:
                     return Special(owner=1 << value)
@@ -292,7 +323,7 @@ class Product:
         failed: BaseException | None = None
         for choice in range(operation.options or 1):
             micros, target, error = self.micros(state, (actor, choice))
-            self._touch(actor, node, {micro.operation.object for micro in micros} - {1})
+            self._touch(actor, node, {micro.operation.object for micro in micros})
             failed = failed or error
             moves.append(((actor, choice), target - state))
         # A step that changes nothing must not look like a blocked one.
@@ -304,7 +335,7 @@ class Product:
         """Makes the entries of a node depend on these objects too."""
         masks = self.masks[actor]
         wanted = masks[node]
-        for index in touched:
+        for index in touched - {NOTHING}:
             wanted |= self.object_mask[index] << self.object_shift[index]
         if wanted != masks[node]:
             old = masks[node]
@@ -313,12 +344,52 @@ class Product:
             if old != own:
                 for key in self._keys[actor].pop(node, ()):
                     del self.tables[actor][key]
+                    self._emptied.add(actor)
+
+    def key(self, actor: int, state: int) -> int:
+        """What of a state the actor's next step depends on."""
+        return state & self.masks[actor][(state >> self.actor_shift[actor]) & self.actor_mask[actor]]
 
     def entry(self, actor: int, state: int) -> int | Special:
         """What an actor can do in a state."""
-        node = (state >> self.actor_shift[actor]) & self.actor_mask[actor]
-        found = self.tables[actor].get(state & self.masks[actor][node])
+        found = self.tables[actor].get(self.key(actor, state))
         return self._compute(actor, state) if found is None else found
+
+    def moves(self, actor: int, state: int) -> tuple[tuple[Decision, int], ...]:
+        """The outcomes of an actor's next step: (decision, number to add); none if it is blocked."""
+        entry = self.entry(actor, state)
+        if isinstance(entry, Special):
+            return entry.moves
+        return (((actor, 0), entry),) if entry else ()
+
+    def fill(self, states: Collection[int]) -> None:
+        """Computes the entries for these states that were removed when more was found to depend on."""
+        while self._emptied:
+            actor = self._emptied.pop()
+            for state in states:
+                self.entry(actor, state)
+
+    def changes(self, before: int, after: int, but: Collection[int]) -> dict[int, tuple[int, int]]:
+        """The numbers of the fields that differ, `but` left out, with their two values."""
+        found: dict[int, tuple[int, int]] = {}
+        differ = before ^ after
+        while differ:
+            field = bisect_right(self.shifts, differ.bit_length() - 1) - 1
+            shift = self.shifts[field]
+            differ &= (1 << shift) - 1
+            if field not in but:
+                mask = (1 << self.widths[field]) - 1
+                found[field] = ((before >> shift) & mask, (after >> shift) & mask)
+        return found
+
+    def ticking_fields(self) -> set[int]:
+        """The fields that time's step may change."""
+        kinds = {"clock", "wait queue"}
+        return {
+            self.count + number
+            for number, index in enumerate(self.objects)
+            if self.world.objects[index].kind in kinds
+        }
 
     # -- successors, in full -------------------------------------------------
 
@@ -336,18 +407,14 @@ class Product:
     def ticked(self, state: int) -> int | None:
         """The state after time's step, if a timer runs."""
         after = tick(self.values(state), absolute=self.world.bounds.absolute_time)
-        return None if after is None else self._with_values(state, after)
+        return None if after is None else self._with_values(state, dict(enumerate(after)))
 
     def successors(self, state: int, running: int = -1) -> list[tuple[Decision, int]]:
         """All steps; on one processor, those that the running actor leaves possible."""
         found: list[tuple[Decision, int]] = []
         relaxing = True
         for actor in range(self.count):
-            entry = self.entry(actor, state)
-            if entry.__class__ is int:
-                moves: tuple[tuple[Decision, int], ...] = (((actor, 0), entry),) if entry else ()
-            else:
-                moves = entry.moves  # type: ignore[union-attr]
+            moves = self.moves(actor, state)
             if moves:
                 if relaxing and not self._relaxes(actor, state):
                     relaxing = False
@@ -466,6 +533,11 @@ class Product:
         broken = self.world.broken(self.values(state), at_rest=True)
         return None if broken is None else (Kind.AT_REST, broken)
 
+    def watched_mask(self) -> int:
+        """The fields of all objects that an invariant of every state looks at."""
+        watched = {index for one in self.world.invariants if not one.at_rest for index in one.objects}
+        return sum(self.object_mask[index] << self.object_shift[index] for index in watched)
+
     @property
     def has_timers(self) -> bool:
         """Whether anybody has ever armed a timer."""
@@ -510,7 +582,9 @@ class Search:
         self.seen: set[int] = set()
         self.transitions = 0
         self.stopped = ""
-        self._sound: dict[int, bool] = {}
+        #: Fields of the objects that invariants look at, and their combinations that were found sound.
+        self._watched = product.watched_mask()
+        self._sound: set[int] = set()
 
     def plain(self, state: int) -> int:
         """The state without who runs."""
@@ -524,7 +598,7 @@ class Search:
         self.layers = [[first]]
         started = time.monotonic()
         try:
-            self._check_new(first, None)
+            self._check([first])
             while True:
                 layer = self.layers[-1]
                 following = self._expand_slow(layer) if self.one_cpu else self._expand(layer)
@@ -550,13 +624,15 @@ class Search:
         elif kind in {Kind.INVARIANT, Kind.AT_REST}:
             self.gather.broken.add(what)
 
-    def _check_new(self, state: int, decision: Decision | None) -> None:
-        """Invariants, on a state just found."""
-        world = self.product.world
-        if world.invariants:
-            broken = world.broken(self.product.values(self.plain(state)), at_rest=False)
-            if broken is not None:
-                self._bug(Kind.INVARIANT, broken, state, decision)
+    def _check(self, states: list[int]) -> None:
+        """Invariants, on states just found; each combination of the values that they look at is judged once."""
+        mask = self._watched
+        for key in {state & mask for state in states} - self._sound:
+            broken = self.product.world.broken(self.product.values(key), at_rest=False)
+            if broken is None:
+                self._sound.add(key)
+            else:
+                self._bug(Kind.INVARIANT, broken, next(state for state in states if state & mask == key))
 
     def _expand(self, layer: list[int]) -> list[int]:
         """The hot part: all states one step after a layer that are new.
@@ -589,19 +665,18 @@ class Search:
         fresh -= self.seen
         self.seen |= fresh
         following = list(fresh)
-        if product.world.invariants:
-            for state in following:
-                self._check_new(state, None)
+        self._check(following)
         if 0 in moved:
             for state, delta in zip(layer, moved, strict=True):
                 if not delta:
                     transitions += self._rest(state, following)
         clock = product.clock_mask
-        idle = product.number(CLOCK, (0, ())) << product.object_shift[CLOCK]
+        idle = product.clock_idle
         if product.has_timers:
             for state, delta in zip(layer, moved, strict=True):
                 if delta and state & clock != idle:
                     transitions += self._rest(state, following)
+        self._check(following[len(fresh) :])
         self.transitions += transitions
         return following
 
@@ -648,11 +723,10 @@ class Search:
             what = f"{product.world.actors[actor].name}: {Raised(error)!r}"
             self._bug(Kind.ERROR, what, target, decision)
 
-    def _new(self, target: int, following: list[int], decision: Decision) -> None:
+    def _new(self, target: int, following: list[int]) -> None:
         if target not in self.seen:
             self.seen.add(target)
             following.append(target)
-            self._check_new(target, decision)
 
     def _rest(self, state: int, following: list[int]) -> int:
         """Nobody moved, or timers run: time's step, or an end; the number of steps."""
@@ -660,7 +734,7 @@ class Search:
         if not steps:
             self._ended(state)
         elif steps[-1][0] == TICK:
-            self._new(steps[-1][1], following, TICK)
+            self._new(steps[-1][1], following)
             return 1
         return 0
 
@@ -689,7 +763,8 @@ class Search:
                 marked = target | running << self.top
                 if marked not in self.seen and decision != TICK:
                     self._error(marked, decision)
-                self._new(marked, following, decision)
+                self._new(marked, following)
+        self._check(following)
         return following
 
     def steps(self, state: int) -> Iterator[tuple[Decision, int]]:
@@ -866,23 +941,23 @@ def sample(product: Product, executions: int = 10, seed: int = 0) -> int:
 # -- the engine ----------------------------------------------------------------------
 
 #: Times that a search may start again because a fact was found or a field was too narrow.
+import os
+AW=int(os.environ.get("AW","10")); OW=int(os.environ.get("OW","4"))
 _STARTS_MAX: Final = 200
 
 
 def started(program: Program, work: Callable[[Product], Any]) -> Any:
     """Calls work(product), again whenever a fact or a width was found."""
-    world = World(program)
-    widths: list[int] = []
-    product: Product | None = None
-    for _ in range(_STARTS_MAX):
-        try:
-            product = Product(world, widths)
-            return work(product)
-        except (Revised, Widened):
-            continue
-        finally:
-            if product is not None:
-                product.close()
+    product = Product(World(program))
+    try:
+        for _ in range(_STARTS_MAX):
+            try:
+                product.start()
+                return work(product)
+            except (Revised, Widened):
+                continue
+    finally:
+        product.close()
     raise Nondeterminism(f"{program.name} keeps changing while it is explored")
 
 

@@ -48,10 +48,7 @@ def _export(product: Product, limits: Limits) -> str:
         raise InvalidArgument(f"{product.world.program.name} is too big to be exported", why=search.stopped)
     if product.has_timers:
         raise InvalidArgument(f"{product.world.program.name} has timers, which are not exported")
-    # A node found late to touch another object has lost its entries: once more for all states.
-    for state in search.seen:
-        for actor in range(product.count):
-            product.entry(actor, state)
+    product.fill(search.seen)
     nodes = product.nodes(product.initial)
     names = ", ".join(actor.name for actor in product.world.actors)
     lines = [f"/* {product.world.program.name}: actors {names} */"]

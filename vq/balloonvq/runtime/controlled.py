@@ -989,10 +989,12 @@ class Fed(ControlledRuntime):
     Args:
         world: the world.
         index: which actor.
+        anchored: say in `at` what tells the first local state from others.
     """
 
-    def __init__(self, world: World, index: int) -> None:
+    def __init__(self, world: World, index: int, *, anchored: bool = False) -> None:
         self._index = index
+        self._anchored = anchored
         #: (operation, anchor, place) that the actor has stopped at; the operation is None at the end.
         self.at: tuple[Operation | None, Hashable, Place] = (None, None, ("?", 0))
         self._fed: Any = None
@@ -1024,7 +1026,7 @@ class Fed(ControlledRuntime):
             anchor = "turn"
         actor.pending = operation
         frame = sys._getframe(1)
-        if anchor is None:
+        if anchor is None and self._anchored:
             state = fingerprint(frame, _ACTOR_CODE, _OWN, self.world.program.statistics)
             if state is not None:
                 anchor = (state, tuple(mutex.name for mutex in actor.held))
@@ -1037,9 +1039,18 @@ class Fed(ControlledRuntime):
             raise observed.error
         return observed
 
-    def feed(self, observed: Any) -> None:
-        """Lets the actor go on to its next operation."""
+    def _local_state(self) -> Hashable:
+        return ControlledRuntime._local_state(self) if self._anchored else None
+
+    def feed(self, observed: Any, *, anchored: bool = False) -> None:
+        """Lets the actor go on to its next operation.
+
+        Args:
+            observed: what its operation observes.
+            anchored: say in `at` what tells the local state there from others. It is the slow part.
+        """
         self._fed = observed
+        self._anchored = anchored
         self._main = getcurrent()
         cast("greenlet", self.actor.running).switch()
         self._check()
