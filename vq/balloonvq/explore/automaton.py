@@ -13,7 +13,7 @@ Histories form a tree. Different histories are one node
 * where a wait whose condition was false enqueues again: it is where it was on entry.
 
 Each of these is a statement about the code, and is *checked* rather than believed.
-`verify` runs the code along second histories into merged nodes and along a
+`verify` goes on with the code that came to a merged node on a second history, runs it from the start along a
 sample of all edges, and compares operation by operation. A difference raises
 `Nondeterminism` with the line: a verdict is never built on a wrong automaton knowingly.
 """
@@ -36,6 +36,13 @@ NODES_MAX = 200_000
 
 #: Live runs of an actor that are kept for going on from.
 RUNS_MAX = 8
+
+#: Live runs of an actor that came to a merged node and are kept for `Automaton.verify`.
+SECONDS_MAX = 32
+
+
+#: Operations that `Automaton.verify` goes on for.
+WALK_STEPS = 24
 
 
 class TooManyLocalStates(Exception):
@@ -77,8 +84,11 @@ class Automaton:
         self._ends: dict[Raised | None, int] = {}
         self._anchors: dict[Hashable, int] = {}
         self._runs: dict[int, Fed] = {}
-        #: (node, observed) edges that were merged into a node reached before.
-        self.merged: list[tuple[int, Any]] = []
+        #: Edges that were merged into a node reached before.
+        self.merged = 0
+        #: (node, run that came there on another history than the first).
+        self._seconds: list[tuple[int, Fed]] = []
+        self._random = random.Random(index)
         run = Fed(world, index, anchored=True)
         self._add(run, -1, None)
         self._keep(run, 0)
@@ -114,6 +124,19 @@ class Automaton:
             self._runs.pop(next(iter(self._runs))).close()
         self._runs[node] = run
 
+    def _keep_second(self, run: Fed, node: int) -> None:
+        """Keeps a run for `verify`; each of all that there are is as likely to be among those kept."""
+        self.merged += 1
+        if self.nodes[node].operation is None:
+            run.close()
+        elif len(self._seconds) < SECONDS_MAX:
+            self._seconds.append((node, run))
+        else:
+            place = self._random.randrange(self.merged)
+            if place < SECONDS_MAX:
+                (node, run), self._seconds[place] = self._seconds[place], (node, run)
+            run.close()
+
     def step(self, node: int, observed: Any) -> int:
         """The node after `node` when its operation observes this."""
         found = self.nodes[node].edges.get(observed)
@@ -135,9 +158,7 @@ class Automaton:
                 self._ends[end] = target
             self._keep(run, target)
         else:
-            # Another run of this node may be kept already; this one is as good.
-            self._keep(run, target)
-            self.merged.append((node, observed))
+            self._keep_second(run, target)
         self.nodes[node].edges[observed] = target
         return target
 
@@ -221,41 +242,48 @@ class Automaton:
 
     # -- checking ------------------------------------------------------------
 
-    def verify(self, seed: int = 0, samples: int = 16) -> int:
-        """Runs the real code along sampled histories; returns how many edges were compared.
+    def verify(self, seed: int = 0, samples: int = 4) -> int:
+        """Compares the real code with what was learned; returns how many operations were compared.
+
+        Args:
+            seed: of the choices.
+            samples: edges to which the code is run from the start.
 
         Raises:
             Nondeterminism: at the first difference.
         """
         random_ = random.Random(seed)
-        merged = self.merged if len(self.merged) <= samples else random_.sample(self.merged, samples)
-        starts = [*merged]
-        for _ in range(min(samples, len(self.nodes))):
-            node = random_.randrange(len(self.nodes))
-            if self.nodes[node].edges:
-                starts.append((node, random_.choice(list(self.nodes[node].edges))))
         compared = 0
-        for node, observed in starts:
+        while self._seconds:
+            node, run = self._seconds.pop()
+            try:
+                compared += self._walk(run, node, random_)
+            finally:
+                run.close()
+        for _ in range(samples):
+            node = random_.randrange(len(self.nodes))
             run = self._rerun(node)
             try:
-                compared += self.nodes[node].depth + self._walk(run, node, observed, random_)
+                compared += self.nodes[node].depth + self._walk(run, node, random_)
             finally:
                 run.close()
         return compared
 
-    def _walk(self, run: Fed, node: int, observed: Any, random_: random.Random, steps: int = 24) -> int:
-        """Goes on from a node along known edges, through merged nodes, comparing."""
-        for step in range(steps):
+    def _walk(self, run: Fed, node: int, random_: random.Random) -> int:
+        """Goes on from a node along known edges, through merged nodes, comparing; the operations compared."""
+        for step in range(WALK_STEPS):
+            edges = self.nodes[node].edges
+            if not edges:
+                return step
+            observed = random_.choice(list(edges))
             run.feed(observed)
-            node = self.nodes[node].edges[observed]
+            node = edges[observed]
             self.compare(node, run)
-            if not self.nodes[node].edges:
-                return step + 1
-            observed = random_.choice(list(self.nodes[node].edges))
-        return steps
+        return WALK_STEPS
 
     def close(self) -> None:
         """Ends the live runs."""
-        for run in self._runs.values():
+        for run in (*self._runs.values(), *(run for _, run in self._seconds)):
             run.close()
         self._runs.clear()
+        self._seconds.clear()

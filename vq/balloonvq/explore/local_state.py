@@ -10,7 +10,7 @@ plain values. Two histories that end in equal local states are then one node.
 
 "Where it can be done soundly": Python does not show a frame's evaluation stack, and in
 ``a.value > b.value`` the first value lies only there while the second is being read.
-`clean` therefore interprets the bytecode abstractly and says, for an instruction, whether
+`_analyse` therefore interprets the bytecode abstractly and says, for an instruction, whether
 what lies below the call on the stack is known anyway: constants and variables, the exit
 method of a with statement, the iterator of a loop over ``range`` (its
 position is the loop variable) or over a variable that holds a list or tuple of items that differ
@@ -29,9 +29,9 @@ import functools
 import types
 from collections.abc import Callable, Hashable, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Atom", "clean", "fingerprint"]
+__all__ = ["Atom", "fingerprint"]
 
 
 class Atom:
@@ -145,16 +145,25 @@ def _analyse(code: types.CodeType) -> dict[int, tuple[str, ...] | None]:
     return found
 
 
-#: (id of a code, instruction) -> the code, so that its id stays its own, and the answer of `clean`.
-_clean: dict[tuple[int, int], tuple[types.CodeType, tuple[str, ...] | None]] = {}
+class _Point(NamedTuple):
+    """What is known of a code at an instruction."""
+
+    code: types.CodeType
+    """Kept, so that its id stays its own."""
+    over: tuple[str, ...] | None
+    """What a call at this instruction hides on the stack: None if something unknown, else the names of the variables
+    over which the frame iterates."""
+    names: tuple[str, ...]
+    """All variables that a frame of this code may have, in the order of the code: that of `f_locals` tells when it
+    was looked at before."""
 
 
-def clean(code: types.CodeType, last: int) -> tuple[str, ...] | None:
-    """What a frame of this code, in a call at instruction `last`, hides on its stack.
+_points: dict[tuple[int, int], _Point] = {}
 
-    None if something unknown, else the names of the variables over which it iterates.
-    """
-    known = _clean.get((id(code), last))
+
+def _point(code: types.CodeType, last: int) -> _Point:
+    """What is known of a code that stands in a call at instruction `last`."""
+    known = _points.get((id(code), last))
     if known is None:
         try:
             table = _analyse(code)
@@ -162,9 +171,10 @@ def clean(code: types.CodeType, last: int) -> tuple[str, ...] | None:
             table = {}
         # The position may be that of a call's inline cache, behind the instruction.
         offsets = range(last, max(-2, last - 24), -2)
-        found = next((table[offset] for offset in offsets if offset in table), None)
-        known = _clean[id(code), last] = (code, found)
-    return known[1]
+        over = next((table[offset] for offset in offsets if offset in table), None)
+        names = tuple(dict.fromkeys((*code.co_varnames, *code.co_cellvars, *code.co_freevars)))
+        known = _points[id(code), last] = _Point(code, over, names)
+    return known
 
 
 def _distinct(items: object) -> bool:
@@ -363,16 +373,16 @@ def fingerprint(
         last = frame.f_lasti
         found += (id(code), last)
         if code.co_filename not in own:
-            over = clean(code, last)
-            if over is None:
+            point = _point(code, last)
+            if point.over is None:
                 return None
             variables = frame.f_locals
-            for name in over:
+            for name in point.over:
                 if not _distinct(variables.get(name)):
                     return None
-            for name, value in variables.items():
-                if name not in left_out:
+            for name in point.names:
+                if name in variables and name not in left_out:
                     found.append(name)
-                    add(value)
+                    add(variables[name])
         frame = frame.f_back
     return tuple(found)
