@@ -30,6 +30,7 @@ anything else is done. What is left goes through Tarjan's algorithm, iterative.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from balloonvq.runtime.controlled import TICK, Decision
@@ -84,6 +85,10 @@ def components(nodes: Iterable[_Node], steps: Callable[[_Node], Iterable[_Node]]
                         yield component
 
 
+def _targets(edges: dict[int, list[int]], node: int) -> list[int]:
+    return edges.get(node, [])
+
+
 class _Graph:
     """Steps that are no progress."""
 
@@ -114,7 +119,7 @@ class _Graph:
                     edges.setdefault(field, {}).setdefault(before, []).append(after)
             circles: dict[int, dict[int, int]] = {}
             for field, targets in edges.items():
-                inside = components(targets, lambda value, targets=targets: targets.get(value, ()))
+                inside = components(targets, partial(_targets, targets))
                 circles[field] = {value: number for number, circle in enumerate(inside) for value in circle}
             kept = [
                 step
@@ -139,7 +144,11 @@ class _Graph:
         found: set[int] = set()
         for actor, keys in enumerate(self.circular):
             if keys:
-                shift, field, masks = product.actor_shift[actor], product.actor_mask[actor], product.masks[actor]
+                shift, field, masks = (
+                    product.actor_shift[actor],
+                    product.actor_mask[actor],
+                    product.masks[actor],
+                )
                 found.update(state for state in states if state & masks[(state >> shift) & field] in keys)
         if product.has_timers:
             clock, idle = product.clock_mask, product.clock_idle
@@ -229,13 +238,14 @@ def livelock(search: Search) -> tuple[list[Decision], list[Decision], str] | Non
     if not circles:
         return None
     depth = {state: number for number, layer in enumerate(search.layers) for state in layer}
-    component = min(circles, key=lambda circle: min(depth[state] for state in circle))
-    entry = min(component, key=lambda state: (depth[state], state))
+    nearest = min(depth[state] for circle in circles for state in circle)
+    stem, entry = search.path({state for circle in circles for state in circle if depth[state] == nearest})
+    component = next(circle for circle in circles if entry in circle)
     loop = _tour(graph, set(component), entry)
     product = search.product
     actors = sorted({decision[0] for decision in loop if decision != TICK})
     names = ", ".join(product.world.actors[actor].name for actor in actors)
-    return search.path(entry), loop, f"{names or 'the clock'} for ever without progress"
+    return stem, loop, f"{names or 'the clock'} for ever without progress"
 
 
 def _tour(graph: _Graph, inside: set[int], entry: int) -> list[Decision]:

@@ -53,10 +53,14 @@ _VALUE = "value"
 #: Prefix of the tag of the iterator over a variable.
 _OVER = "over "
 
+#: Of 3.11: what precedes a CALL, and performs it where the interpreter has specialised it. Nothing elsewhere.
+_PRECALL = dis.opmap.get("PRECALL", -1)
+
 _PURE_LOADS = frozenset({
     "LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW", "LOAD_CONST", "LOAD_SMALL_INT", "LOAD_GLOBAL", "LOAD_DEREF",
     "LOAD_CLOSURE", "PUSH_NULL", "LOAD_METHOD",
 })  # fmt: skip
+
 
 def _after(instruction: dis.Instruction, before: list[str], *, jump: bool) -> list[str]:
     """The stack after an instruction, by tags."""
@@ -110,6 +114,14 @@ def _unknown_top(name: str, stack: list[str]) -> list[str]:
 
 
 @functools.cache
+def _analysed(code: types.CodeType) -> dict[int, tuple[str, ...] | None]:
+    """What `_analyse` finds; nothing where it does not understand the code."""
+    try:
+        return _analyse(code)
+    except (IndexError, KeyError, ValueError):
+        return {}
+
+
 def _analyse(code: types.CodeType) -> dict[int, tuple[str, ...] | None]:
     """For each instruction: whether all that lies below its operands is known, and on what condition."""
     instructions = list(dis.get_instructions(code))
@@ -150,6 +162,8 @@ class _Point(NamedTuple):
 
     code: types.CodeType
     """Kept, so that its id stays its own."""
+    at: int
+    """The instruction itself: the interpreter counts differently once it has specialised a call."""
     over: tuple[str, ...] | None
     """What a call at this instruction hides on the stack: None if something unknown, else the names of the variables
     over which the frame iterates."""
@@ -161,19 +175,25 @@ class _Point(NamedTuple):
 _points: dict[tuple[int, int], _Point] = {}
 
 
-def _point(code: types.CodeType, last: int) -> _Point:
+def _instruction(code: types.CodeType, last: int) -> int:
+    """The instruction that an interpreter that says `last` is in."""
+    opcodes = code.co_code
+    while last > 0 and not opcodes[last]:
+        last -= 2  # an inline cache lies behind its instruction
+    if last >= 0 and opcodes[last] == _PRECALL:
+        last += 2
+        while not opcodes[last]:
+            last += 2
+    return last
+
+
+def _point(code: types.CodeType, last: int, *, own: bool) -> _Point:
     """What is known of a code that stands in a call at instruction `last`."""
     known = _points.get((id(code), last))
     if known is None:
-        try:
-            table = _analyse(code)
-        except (IndexError, KeyError, ValueError):
-            table = {}
-        # The position may be that of a call's inline cache, behind the instruction.
-        offsets = range(last, max(-2, last - 24), -2)
-        over = next((table[offset] for offset in offsets if offset in table), None)
+        at = _instruction(code, last)
         names = tuple(dict.fromkeys((*code.co_varnames, *code.co_cellvars, *code.co_freevars)))
-        known = _points[id(code), last] = _Point(code, over, names)
+        known = _points[id(code), last] = _Point(code, at, None if own else _analysed(code).get(at), names)
     return known
 
 
@@ -370,10 +390,10 @@ def fingerprint(
     add = walk.add
     while frame is not None and frame.f_code is not end:
         code = frame.f_code
-        last = frame.f_lasti
-        found += (id(code), last)
-        if code.co_filename not in own:
-            point = _point(code, last)
+        is_own = code.co_filename in own
+        point = _point(code, frame.f_lasti, own=is_own)
+        found += (id(code), point.at)
+        if not is_own:
             if point.over is None:
                 return None
             variables = frame.f_locals

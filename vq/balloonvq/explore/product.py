@@ -20,7 +20,8 @@ state is found. Limits are those of `explore`: states and seconds; hitting one
 gives INCOMPLETE.
 
 Order: breadth first over steps, so the first bug found has a shortest schedule. No
-predecessors are stored; the schedule is found backwards, layer by layer. The
+predecessors are stored; the schedule is found backwards, layer by layer. Of several bugs and schedules of the
+same length the choice does not depend on how states are numbered. The
 schedule with the fewest preemptions is a second search over (state, who ran last),
 in order of (preemptions, steps). A preemption is a step of another actor while the one
 that ran last could go on and was not about to give way. Time's steps are none.
@@ -70,12 +71,12 @@ class Widened(Exception):
 
 
 class _Bug(Exception):  # control flow inside one search
-    def __init__(self, kind: Kind, what: str, state: int, decision: Decision | None) -> None:
+    def __init__(self, kind: Kind, what: str, states: set[int]) -> None:
         super().__init__(what)
         self.kind = kind
         self.what = what
-        self.state = state
-        self.decision = decision
+        #: All states of the layer in which this is wrong.
+        self.states = states
 
 
 class Special:
@@ -137,6 +138,8 @@ class Product:
         self._numbers: list[dict[Hashable, int]] = []
         #: Bits of each actor's and of each object's field, grown by `widen`.
         self.widths: list[int] = []
+        #: Operations of random real executions that were compared with the automata; None before.
+        self.sampled: int | None = None
 
     def _begin(self) -> None:
         """The first local state of every actor; what is still missing of it."""
@@ -150,7 +153,7 @@ class Product:
             self.objects: list[int] = [spec.index for spec in world.objects if spec.kind != "nothing"]
             self._values = [[] for _ in world.objects]
             self._numbers = [{} for _ in world.objects]
-            self.widths = [AW] * self.count + [OW] * len(self.objects)
+            self.widths = [10] * self.count + [4] * len(self.objects)
 
     # -- packing -------------------------------------------------------------
 
@@ -186,11 +189,22 @@ class Product:
             self._cover(index)
         self.clock_mask = self.object_mask[CLOCK] << self.object_shift[CLOCK]
         self.clock_idle = self.number(CLOCK, (0, ())) << self.object_shift[CLOCK]
+        looked_at = {index for one in self.world.invariants if not one.at_rest for index in one.objects}
+        #: The fields of the objects that invariants of every state look at, and what they say of their values.
+        self.watched = sum(self.object_mask[index] << self.object_shift[index] for index in looked_at)
+        self._broken: dict[int, str | None] = {}
         self.initial = self._first()
+
+    def narrow(self) -> None:
+        """Makes fields no wider than twice as many numbers as are known by now need: short ints are faster."""
+        sizes = [len(automaton.nodes) for automaton in self.automata]
+        sizes += [len(self._values[index]) for index in self.objects]
+        self.widths = [(8 * size - 7).bit_length() for size in sizes]
+        self.start()
 
     def widen(self, field: int) -> Widened:
         """Grows one field; the caller raises what comes back."""
-        self.widths[field] += int(os.environ.get("WS","4"))
+        self.widths[field] += 4
         return Widened()
 
     def _cover(self, index: int) -> None:
@@ -205,8 +219,7 @@ class Product:
         """The number of a value of an object."""
         found = self._numbers[index].get(value)
         if found is None:
-            found = self._numbers[index][value] = len(self._values[index])
-            self._values[index].append(value)
+            found = self.known(index, value)
         if found > self.object_mask[index]:
             raise self.widen(self.count + self.objects.index(index))
         return found
@@ -214,6 +227,13 @@ class Product:
     def known_values(self, index: int) -> list[Hashable]:
         """All values of an object that were met so far."""
         return list(self._values[index])
+
+    def known(self, index: int, value: Hashable) -> int:
+        """The number of a value of an object, which need not fit its field."""
+        found = self._numbers[index].setdefault(value, len(self._values[index]))
+        if found == len(self._values[index]):
+            self._values[index].append(value)
+        return found
 
     def _first(self) -> int:
         """The first state: each actor before its first scheduling point."""
@@ -352,7 +372,8 @@ class Product:
 
     def entry(self, actor: int, state: int) -> int | Special:
         """What an actor can do in a state."""
-        found = self.tables[actor].get(self.key(actor, state))
+        mask = self.masks[actor][(state >> self.actor_shift[actor]) & self.actor_mask[actor]]
+        found = self.tables[actor].get(state & mask)
         return self._compute(actor, state) if found is None else found
 
     def moves(self, actor: int, state: int) -> tuple[tuple[Decision, int], ...]:
@@ -393,10 +414,14 @@ class Product:
 
     # -- successors, in full -------------------------------------------------
 
+    def operation(self, actor: int, node: int) -> Operation | None:
+        """What an actor is about to do in a local state."""
+        return self.automata[actor].nodes[node].operation
+
     def gives_way(self, actor: int, state: int) -> bool:
         """Whether the actor is about to relax, sleep or wait."""
         node = (state >> self.actor_shift[actor]) & self.actor_mask[actor]
-        operation = self.automata[actor].nodes[node].operation
+        operation = self.operation(actor, node)
         return operation is None or operation.gives_way
 
     def _relaxes(self, actor: int, state: int) -> bool:
@@ -471,6 +496,11 @@ class Product:
 
     def races(self, state: int) -> str | None:
         """Two steps possible now that touch the same guarded data, one of them without the guard."""
+        if not any(
+            operation is not None and operation.open
+            for operation in map(self.operation, range(self.count), self.nodes(state))
+        ):
+            return None
         steps: dict[int, list[Micro]] = {}
         for decision, _ in self.successors(state):
             if decision != TICK:
@@ -507,8 +537,7 @@ class Product:
 
     def judge(self, state: int) -> tuple[Kind, str] | None:
         """What is wrong with a state in itself: slow, complete, used by every search but the first."""
-        values = self.values(state)
-        broken = self.world.broken(values, at_rest=False) if self.world.invariants else None
+        broken = self.broken(state)
         if broken is not None:
             return Kind.INVARIANT, broken
         for actor, node in enumerate(self.nodes(state)):
@@ -533,10 +562,12 @@ class Product:
         broken = self.world.broken(self.values(state), at_rest=True)
         return None if broken is None else (Kind.AT_REST, broken)
 
-    def watched_mask(self) -> int:
-        """The fields of all objects that an invariant of every state looks at."""
-        watched = {index for one in self.world.invariants if not one.at_rest for index in one.objects}
-        return sum(self.object_mask[index] << self.object_shift[index] for index in watched)
+    def broken(self, state: int) -> str | None:
+        """The name of the first invariant of every state that this one breaks."""
+        key = state & self.watched
+        if key not in self._broken:
+            self._broken[key] = self.world.broken(self.values(key), at_rest=False)
+        return self._broken[key]
 
     @property
     def has_timers(self) -> bool:
@@ -582,9 +613,8 @@ class Search:
         self.seen: set[int] = set()
         self.transitions = 0
         self.stopped = ""
-        #: Fields of the objects that invariants look at, and their combinations that were found sound.
-        self._watched = product.watched_mask()
-        self._sound: set[int] = set()
+        #: What was found wrong since `_settle` was last called, with the states.
+        self._wrong: dict[tuple[Kind, str], set[int]] = {}
 
     def plain(self, state: int) -> int:
         """The state without who runs."""
@@ -616,23 +646,32 @@ class Search:
         except _Bug as bug:
             return bug
 
-    def _bug(self, kind: Kind, what: str, state: int, decision: Decision | None = None) -> None:
+    def _bug(self, kind: Kind, what: str, state: int) -> None:
         if self.gather is None:
-            raise _Bug(kind, what, state, decision)
-        if kind is Kind.RACE:
+            self._wrong.setdefault((kind, what), set()).add(state)
+        elif kind is Kind.RACE:
             self.gather.races.add(what)
         elif kind in {Kind.INVARIANT, Kind.AT_REST}:
             self.gather.broken.add(what)
 
+    def _settle(self) -> None:
+        """Ends the search if something is wrong; what it is does not depend on how states are numbered."""
+        if self._wrong:
+            kinds = list(Kind)
+            kind, what = min(self._wrong, key=lambda wrong: (kinds.index(wrong[0]), wrong[1]))
+            raise _Bug(kind, what, self._wrong[kind, what])
+
     def _check(self, states: list[int]) -> None:
         """Invariants, on states just found; each combination of the values that they look at is judged once."""
-        mask = self._watched
-        for key in {state & mask for state in states} - self._sound:
-            broken = self.product.world.broken(self.product.values(key), at_rest=False)
-            if broken is None:
-                self._sound.add(key)
-            else:
-                self._bug(Kind.INVARIANT, broken, next(state for state in states if state & mask == key))
+        product = self.product
+        watched = product.watched
+        wrong = {key for key in {state & watched for state in states} if product.broken(key) is not None}
+        if wrong:
+            for state in states:
+                broken = product.broken(state)
+                if broken is not None:
+                    self._bug(Kind.INVARIANT, broken, state)
+            self._settle()
 
     def _expand(self, layer: list[int]) -> list[int]:
         """The hot part: all states one step after a layer that are new.
@@ -647,18 +686,11 @@ class Search:
         transitions = 0
         extra: list[int] = []
         for actor in range(product.count):
-            shift = product.actor_shift[actor]
-            field = product.actor_mask[actor]
-            masks = product.masks[actor]
-            get = product.tables[actor].get
-            deltas: list[Any] = [get(state & masks[(state >> shift) & field]) for state in layer]
-            if None in deltas:
-                for index, delta in enumerate(deltas):
-                    if delta is None:
-                        deltas[index] = product.entry(actor, layer[index])
+            deltas = self._deltas(actor, layer)
             transitions += len(layer) - deltas.count(0)
             if product.special[actor]:
                 transitions += self._specials(layer, deltas, moved, extra)
+                self._settle()
             fresh.update(map(add, layer, deltas))
             moved = list(map(or_, moved, deltas))
         fresh.update(extra)
@@ -676,9 +708,24 @@ class Search:
             for state, delta in zip(layer, moved, strict=True):
                 if delta and state & clock != idle:
                     transitions += self._rest(state, following)
+        self._settle()
         self._check(following[len(fresh) :])
         self.transitions += transitions
         return following
+
+    def _deltas(self, actor: int, layer: list[int]) -> list[Any]:
+        """What an actor's step adds to each state of a layer; 0 where it is blocked."""
+        product = self.product
+        shift = product.actor_shift[actor]
+        field = product.actor_mask[actor]
+        masks = product.masks[actor]
+        get = product.tables[actor].get
+        deltas: list[Any] = [get(state & masks[(state >> shift) & field]) for state in layer]
+        if None in deltas:
+            for index, delta in enumerate(deltas):
+                if delta is None:
+                    deltas[index] = product.entry(actor, layer[index])
+        return deltas
 
     def _specials(self, layer: list[int], deltas: list[Any], moved: list[int], extra: list[int]) -> int:
         """Entries that are no plain step: handles them and leaves a 0 behind."""
@@ -721,7 +768,7 @@ class Search:
         error = product.automata[actor].nodes[product.nodes(target)[actor]].error
         if error is not None:
             what = f"{product.world.actors[actor].name}: {Raised(error)!r}"
-            self._bug(Kind.ERROR, what, target, decision)
+            self._bug(Kind.ERROR, what, target)
 
     def _new(self, target: int, following: list[int]) -> None:
         if target not in self.seen:
@@ -764,6 +811,7 @@ class Search:
                 if marked not in self.seen and decision != TICK:
                     self._error(marked, decision)
                 self._new(marked, following)
+        self._settle()
         self._check(following)
         return following
 
@@ -776,22 +824,65 @@ class Search:
             running = decision[0] + 1 if decision != TICK else state >> self.top
             yield decision, target | running << self.top
 
-    def path(self, state: int) -> list[Decision]:
-        """A shortest schedule to a state that was found."""
-        depth = next((index for index, layer in enumerate(self.layers) if state in set(layer)), None)
+    def path(self, goals: set[int]) -> tuple[list[Decision], int]:
+        """A shortest schedule to one of these states, all found at the same depth; (schedule, state).
+
+        Of all shortest ones it is one with the fewest preemptions, and always the same one, however states are
+        numbered.
+        """
+        depth = next((index for index, layer in enumerate(self.layers) if not goals.isdisjoint(layer)), None)
         if depth is None:
             depth = len(self.layers)
-        decisions: list[Decision] = []
-        target = state
+        ahead = [goals]
         for layer in reversed(self.layers[:depth]):
-            for candidate in layer:
-                found = next((d for d, t in self.steps(candidate) if t == target), None)
-                if found is not None:
-                    decisions.append(found)
-                    target = candidate
-                    break
+            ahead.append(self._before(layer, ahead[-1]))
+        (first,) = ahead.pop()
+        #: For each depth: (state, who ran last) -> (preemptions, the same a step before, the step).
+        reached: list[dict[tuple[int, int], tuple[int, Any, Decision]]] = [{(first, -1): (0, None, TICK)}]
+        while ahead:
+            following = ahead.pop()
+            found: dict[tuple[int, int], tuple[int, Any, Decision]] = {}
+            for place, (cost, _, _) in reached[-1].items():
+                state, last = place
+                steps = list(self.steps(state))
+                for decision, target in steps:
+                    if target in following:
+                        price = cost + (
+                            0 if self.one_cpu else _cost(self.product, state, steps, last, decision)
+                        )
+                        new = (target, last if decision == TICK else decision[0])
+                        if new not in found or price < found[new][0]:
+                            found[new] = (price, place, decision)
+            reached.append(found)
+        place = state, _ = min(reached[-1], key=lambda place: reached[-1][place][0])
+        decisions: list[Decision] = []
+        for found in reversed(reached[1:]):
+            _, place, decision = found[place]
+            decisions.append(decision)
         decisions.reverse()
-        return decisions
+        return decisions, state
+
+    def _before(self, layer: list[int], goals: set[int]) -> set[int]:
+        """The states of a layer from which one step leads to a goal."""
+        product = self.product
+        if self.one_cpu:
+            return {state for state in layer if any(target in goals for _, target in self.steps(state))}
+        found: set[int] = set()
+        for actor in range(product.count):
+            deltas = self._deltas(actor, layer)
+            for state, delta in zip(layer, deltas, strict=True):
+                if delta.__class__ is int:
+                    if delta and state + delta in goals:
+                        found.add(state)
+                elif any(state + number in goals for _, number in delta.moves):
+                    found.add(state)
+        if product.has_timers:
+            clock, idle = product.clock_mask, product.clock_idle
+            waiting = (state for state in layer if state & clock != idle)
+            found.update(
+                state for state in waiting if any(target in goals for _, target in self.steps(state))
+            )
+        return found
 
 
 def preemptions(product: Product, decisions: tuple[Decision, ...]) -> int:
@@ -905,7 +996,7 @@ def compare(product: Product, execution: Execution) -> int:
     at = [0] * product.count
     assert execution.log is not None
     assert execution.places is not None
-    for (actor, operation, observed, _, _), place in zip(execution.log, execution.places, strict=True):
+    for (actor, operation, observed, _, after), place in zip(execution.log, execution.places, strict=True):
         if operation is None:
             continue
         automaton = product.automata[actor]
@@ -913,6 +1004,8 @@ def compare(product: Product, execution: Execution) -> int:
         if node.operation is not operation or node.place != place:
             raise automaton.differs(node, operation, place)
         at[actor] = automaton.step(at[actor], observed)
+        if operation.object != NOTHING:
+            product.known(operation.object, after)
     return len(execution.log)
 
 
@@ -941,8 +1034,6 @@ def sample(product: Product, executions: int = 10, seed: int = 0) -> int:
 # -- the engine ----------------------------------------------------------------------
 
 #: Times that a search may start again because a fact was found or a field was too narrow.
-import os
-AW=int(os.environ.get("AW","10")); OW=int(os.environ.get("OW","4"))
 _STARTS_MAX: Final = 200
 
 
@@ -1008,10 +1099,15 @@ def _explore(
         )
 
     try:
+        if product.sampled is None:
+            # Before the search: most of what makes one start again shows in real executions.
+            product.sampled = sample(product, samples)
+            product.narrow()
+        search = Search(product, limits, on_layer)
         wrong = search.run()
     except TooManyLocalStates as error:
         return verdict(Outcome.INCOMPLETE, why=str(error))
-    checked = sample(product, samples) + sum(automaton.verify() for automaton in product.automata)
+    checked = (product.sampled or 0) + sum(automaton.verify() for automaton in product.automata)
     if wrong is not None:
         bug = _describe(product, search, wrong, limits)
         checked += confirm(product, bug.shortest.decisions)
@@ -1033,7 +1129,7 @@ def _explore(
 
 
 def _describe(product: Product, search: Search, wrong: _Bug, limits: Limits) -> Bug:
-    decisions = tuple(search.path(wrong.state))
+    decisions = tuple(search.path(wrong.states)[0])
     if search.one_cpu:
         return Bug(wrong.kind, wrong.what, Schedule(decisions, 0, "length"))
     shortest = Schedule(decisions, preemptions(product, decisions), "length")
