@@ -80,6 +80,7 @@ __all__ = [
     "OnProgress",
     "StopMethod",
     "connect",
+    "died",
     "list_machines",
     "machine_names",
     "runtime_dir",
@@ -372,7 +373,7 @@ def connect(name: str, timeout: float = 5.0, starting: float = 60.0) -> QMPClien
             if entry is None:
                 raise _no_machine(name) from None
             if entry["state"] == "dead":
-                raise _died(entry) from None
+                raise died(entry) from None
             if time.monotonic() - begun >= timeout and entry["state"] == "alive":
                 raise _silent(entry, timeout) from None
             # One that was starting when we knocked may have its socket by now: knock again.
@@ -410,15 +411,20 @@ def _process_state(pid: int | None) -> str:
 
 
 def _no_machine(name: str) -> NoSuchMachine:
-    return NoSuchMachine(f"no machine {name} is running", hint=_how_to_start(name))
+    others = [other for other in machine_names() if other != name]
+    return NoSuchMachine(
+        f"no machine {name} is running",
+        why=f"there is {', '.join(others)}" if others else "",
+        hint=_how_to_start(name),
+    )
 
 
 def _how_to_start(name: str) -> str:
     return "balloonctl start" + ("" if name == "default" else f" {name}")
 
 
-def _died(entry: MachineEntry) -> MachineDied:
-    """What to raise since a machine has ended by itself, or was killed."""
+def died(entry: MachineEntry) -> MachineDied:
+    """What to raise about an entry that is dead: the machine has ended by itself, or was killed."""
     since = f", which ran since {entry['started']}," if entry["started"] else ""
     log = Path(entry["log"])
     words = _last_words(log)
@@ -493,7 +499,7 @@ def start(
     os.close(reader)
     entry = _inspect(files)
     if entry is None or entry["state"] == "dead":
-        raise _no_machine(name) if entry is None else _died(entry)
+        raise _no_machine(name) if entry is None else died(entry)
     return entry
 
 
@@ -642,7 +648,9 @@ def stop(name: str, timeout: float = 10.0) -> StopMethod:
     try:
         lock = os.open(files.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        raise _no_machine(name) from None
+        missing = _no_machine(name)
+        missing.hint = "balloonctl ps lists those that run"
+        raise missing from None
     except OSError as error:
         raise _no_files(files, error) from error
     try:
@@ -672,7 +680,7 @@ def _stop(files: _Files, lock: int, timeout: float) -> StopMethod:
         entry = _entry(files, _read_info(files.lock), "dead")
         if _is_at(lock, files.lock):
             _clean(files, keep_log=True)
-        raise _died(entry)
+        raise died(entry)
     with contextlib.suppress(BalloonError), QMPClient.connect(files.socket, timeout / 8) as client:
         client.execute("quit", timeout=timeout / 8)
         if _ends(files, lock, timeout / 2):

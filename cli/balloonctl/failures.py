@@ -38,7 +38,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
     (0, "it worked"),
     (1, "the operation failed, or a bug of balloonctl"),
     (2, "the command line, a size or a configuration file is wrong"),
-    (3, "driver or device broke a rule: deadlock, livelock, lost data, broken ring"),
+    (3, "driver or device broke a rule: deadlock, livelock, lost data, bad ring"),
     (4, "a benchmark got slower than --fail-above allows"),
     (5, "the explorer gave up before it had looked at everything"),
     (124, "--timeout was hit"),

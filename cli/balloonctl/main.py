@@ -269,13 +269,17 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     },
 )
 @click.option(
-    "-c", "commands", metavar="COMMANDS", help="Run commands, separated by semicolons, as a script."
+    "-c",
+    "commands",
+    metavar="COMMANDS",
+    multiple=True,
+    help="Run commands, separated by semicolons, as a script; may be given again.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show versions."
 )
 @click.pass_context
-def main(ctx: click.Context, /, commands: str | None, **options: Any) -> int:
+def main(ctx: click.Context, /, commands: tuple[str, ...], **options: Any) -> int:
     """Drive, watch and test a virtio balloon.
 
     \b
@@ -284,7 +288,7 @@ def main(ctx: click.Context, /, commands: str | None, **options: Any) -> int:
 
     \b
       balloonctl inflate 512M         take 512 MiB from the guest
-      balloonctl status               see what it did, in bytes that the host got back
+      balloonctl status               see what it did, and what the host got back
       balloonctl oom                  run the guest out of memory
       balloonctl -c 'inflate 64M; status'
     """  # noqa: D301 - a real backspace is click's mark for lines that stay as they are
@@ -301,14 +305,14 @@ def main(ctx: click.Context, /, commands: str | None, **options: Any) -> int:
     if app.settings.verbose and session is None:
         app.log()
     if ctx.invoked_subcommand is not None:
-        if commands is not None:
+        if commands:
             raise click.UsageError(
                 f"-c runs a script of its own; {ctx.invoked_subcommand} cannot follow", ctx
             )
         return 0
     from balloonctl.commands.shell import bare
 
-    return bare(app, ctx, commands)
+    return bare(app, ctx, "\n".join(commands) if commands else None)
 
 
 main.params[-1:-1] = global_options()

@@ -119,6 +119,17 @@ def test_it_starts_where_it_was_called_and_then_leaves_the_file_system_alone(fol
     note.unlink()
 
 
+def test_who_asks_for_a_machine_that_is_not_there_hears_who_is(folder: Path) -> None:
+    start("big")
+    with pytest.raises(NoSuchMachine) as caught:
+        background.connect("bgi")
+    assert (caught.value.why, caught.value.hint) == ("there is big", "balloonctl start bgi")
+    with pytest.raises(NoSuchMachine) as caught:
+        background.stop("bgi")
+    assert caught.value.hint == "balloonctl ps lists those that run"
+    background.stop("big")
+
+
 def test_progress_is_passed_on(folder: Path) -> None:
     seen: list[tuple[int, int]] = []
     background.start("m", {"progress": True}, lambda done, total: seen.append((done, total)), command=COMMAND)

@@ -686,6 +686,11 @@ def test_every_command_has_help_and_its_line_in_the_list(call: Call, name: str) 
     assert COMMANDS[name].help[:20] in call("--help").stdout.replace("\n", " ")
 
 
+@pytest.mark.parametrize("name", ["", *(name for name, entry in COMMANDS.items() if not entry.session_only)])
+def test_help_fits_80_columns(call: Call, name: str) -> None:
+    assert max(map(len, call(*filter(None, [name]), "--help").stdout.splitlines())) <= 80
+
+
 def test_help_keeps_its_layout(call: Call) -> None:
     # A raw docstring made click print its mark "\\b" and run the lines together.
     for name, entry in COMMANDS.items():
@@ -780,6 +785,8 @@ def test_every_option_is_called_in_files_and_variables_what_it_is_on_the_command
         (["start", "--ram", "64M", "--touch", "65M"], "--touch 100%"),
         (["oom", "-5M"], "balloonctl oom --help"),
         (["compact", "-5"], "balloonctl compact --help"),
+        (["inflate", "2G"], "50% takes half of it"),
+        (["deflate", "2G"], "balloonctl target 0 gives everything back"),
         (["inflate", "-5M"], "`deflate SIZE` makes the balloon smaller, `inflate SIZE` larger"),
     ],
 )

@@ -266,6 +266,7 @@ def test_a_stopped_machine_is_answered_about_after_the_timeout(machine: Path) ->
         assert time.monotonic() - begun < 4
         assert three_lines(done) == ["error", "why", "hint"]
         assert f"process {pid} is stopped" in done.stderr
+        assert f"✗ default: its process {pid} is stopped" in run("ps").stdout
     finally:
         os.kill(pid, signal.SIGCONT)
 

@@ -263,6 +263,11 @@ def test_a_recording_overwrites_only_recordings(call: Call, home: Path) -> None:
     assert call("run", path, "--record", "no/such/folder").exit_code == 1
 
 
+def test_commands_given_twice_are_both_run(call: Call, world: World) -> None:
+    assert call("-c", "echo a; echo b", "-c", "echo c").stdout == "a\nb\nc\n"
+    assert "-c:2: inflate 9G\n" in call("-c", "echo a", "-c", "inflate 9G").stderr
+
+
 def test_an_error_names_the_command_of_its_line(call: Call, world: World) -> None:
     result = call("-c", "echo a; inflate 9G ; echo b # never")
     assert (result.exit_code, result.stdout) == (2, "a\n")

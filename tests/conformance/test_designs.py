@@ -333,7 +333,7 @@ def test_options_default_to_the_first_value() -> None:
 @pytest.mark.parametrize(
     ("design", "options", "words"),
     [
-        ("modren", {}, ["'modren'", "--design modern"]),
+        ("modren", {}, ["'modren'", "did you mean modern?"]),
         ("zzz", {}, ["coarse, split"]),
         ("split", {"insrt": "late"}, ["'insrt'", "insert=early|late", "--set insert=late"]),
         ("split", {"insert": "laet"}, ["'laet'", "early, late", "--set insert=late"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from balloonctl.context import DEFAULT_MACHINE, App, pass_app
 from balloonctl.render.units import size as human
 from balloonctl.sizes import Size, SizeType
 from balloonvq.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from balloonctl.background import MachineEntry
 
 __all__ = ["default_fields", "feature_options", "ps", "queue_size", "start", "stop"]
 
@@ -268,13 +271,15 @@ _SHOWN = (
 )
 
 
-def _row(entry: dict[str, Any]) -> dict[str, Any]:
+def _row(entry: MachineEntry) -> dict[str, Any]:
     """A machine's entry, with where its balloon stands if it answers in time."""
     from balloonctl import background
     from balloonvq.errors import BalloonError
 
+    if entry["state"] == "dead":
+        return entry | {"trouble": background.died(entry).why}
     if entry["state"] != "alive":
-        return entry
+        return dict(entry)
     try:
         client = background.connect(entry["name"], timeout=_PATIENCE)
         try:
@@ -282,7 +287,7 @@ def _row(entry: dict[str, Any]) -> dict[str, Any]:
         finally:
             client.close()
     except BalloonError as error:
-        return entry | {"state": "silent", "trouble": error.what}
+        return entry | {"state": "silent", "trouble": error.why or error.what}
     return entry | {name: status[name] for name in _SHOWN}
 
 
@@ -293,7 +298,7 @@ def ps(app: App, /) -> int:
     from balloonctl import background
     from balloonctl.render.machines import render_ps
 
-    rows = [_row(dict(entry)) for entry in background.list_machines()]
+    rows = [_row(entry) for entry in background.list_machines()]
     connection = app.connection
     if isinstance(connection, PrivateConnection) and connection.running:
         from balloonctl.peer import status_of
@@ -328,7 +333,7 @@ def stop(app: App, /, name: str | None, **options: bool) -> int:
             stopped = []
             for entry in background.list_machines():
                 if entry["state"] == "dead":
-                    app.note(f"{entry['name']} was no longer running: process {entry['pid']} had died")
+                    app.note(f"{entry['name']} was no longer running: {background.died(entry).why}")
                 else:
                     stopped.append(entry["name"])
         else:

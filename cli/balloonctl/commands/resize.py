@@ -106,7 +106,7 @@ def make_plan(verb: str, size: Size, status: dict[str, Any]) -> Plan:
         raise InvalidArgument(
             f"{size} is more than the guest has",
             why=f"the guest has {human(ram)} of memory",
-            hint="50% takes half of it",
+            hint="balloonctl target 0 gives everything back" if verb == "deflate" else "50% takes half of it",
         )
     after = {"inflate": before + amount, "deflate": before - amount, "target": amount}[verb]
     now = f"state: target {human(before)}, actual {human(actual)}, memory {human(ram)}"
@@ -211,7 +211,9 @@ def _options(function: Callable[..., int]) -> Callable[..., int]:
             "--dry-run", is_flag=True, help="Show pages, requests and the new target; send nothing."
         ),
         click.option(
-            "--timeout", type=DURATION, help="Stop waiting after this long, exit 124; the machine goes on."
+            "--timeout",
+            type=DURATION,
+            help="Stop waiting after this long (500ms, 10s, 2m), exit 124; the machine goes on.",
         ),
         click.option(
             "--wait/--no-wait", default=True, show_default=True, help="Wait until the target is reached."

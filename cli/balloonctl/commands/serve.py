@@ -74,7 +74,13 @@ _CAPABILITIES = {"type": "balloon", "features": []}
     show_default=True,
     help="How the device gives memory back to the host.",
 )
-@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Time between two looks.")
+@click.option(
+    "--interval",
+    type=DURATION,
+    default="1s",
+    show_default=True,
+    help="Time between two looks, as 500ms or 2s.",
+)
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.  [default: never]")
 @click.option("--print-capabilities", is_flag=True, help="Print what this back end is, as JSON, and leave.")
 @pass_app

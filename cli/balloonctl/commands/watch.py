@@ -54,7 +54,13 @@ class View:
 
 
 @command("watch")
-@click.option("--interval", type=DURATION, default="1s", show_default=True, help="Time between two looks.")
+@click.option(
+    "--interval",
+    type=DURATION,
+    default="1s",
+    show_default=True,
+    help="Time between two looks, as 500ms or 2s.",
+)
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.  [default: never]")
 @pass_app
 def watch(app: App, /, interval: float, count: int | None) -> int:

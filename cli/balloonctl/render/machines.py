@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich import box
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -81,4 +81,5 @@ def render_ps(document: Mapping[str, Any]) -> RenderableType:
             size(row.get("ram_bytes")),
             duration(row.get("uptime_ns")),
         )
-    return table
+    troubles = [Text(f"✗ {row['name']}: {row['trouble']}", "red") for row in machines if row.get("trouble")]
+    return Group(table, *troubles) if troubles else table

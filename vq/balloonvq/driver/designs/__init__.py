@@ -60,5 +60,5 @@ def find(name: str) -> type[Design]:
     raise InvalidArgument(
         f"there is no locking design {name!r}",
         why=f"the designs are {', '.join(DESIGNS)}",
-        hint=f"--design {near[0]}" if near else "--design path/to/file.py:ClassName for one of your own",
+        hint=f"did you mean {near[0]}?" if near else "path/to/file.py:ClassName is one of your own",
     )
