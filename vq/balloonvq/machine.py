@@ -399,6 +399,21 @@ class Machine:
             raise self._trouble
         raise MachineStopped(f"machine {self.name} has ended")
 
+    def in_guest(self, name: str, role: str, function: Callable[[], T]) -> T:
+        """Runs a function as a task of the guest, for programs that use its kernel directly.
+
+        Args:
+            name: of the task, such as O.
+            role: what reports call it.
+            function: what it does; it may block as guest code does.
+
+        Raises:
+            MachineStopped: if the machine ends meanwhile.
+            DesignError: if the guest stands still.
+            BalloonError: whatever the function raises.
+        """
+        return self._run(name, role, function)
+
     def _progress(self) -> tuple[object, ...]:
         """Whatever changes when anything moves."""
         kernel = self.kernel

@@ -67,18 +67,23 @@ def rate(row: Mapping[str, Any]) -> str:
     return f"{speed:.{0 if speed >= 100 else 1 if speed >= 10 else 2}f} GiB/s"
 
 
-def fact(name: str, value: float) -> str:
-    """A side figure for people, by the unit in its name."""
+def _fact_parts(name: str, value: float) -> tuple[str, str]:
+    """(what it is, the figure with its unit), by the unit in the name."""
     stem, _, unit = name.rpartition("_")
     words = (stem if unit in {"bytes", "ns", "share"} else name).replace("_", " ")
     match unit:
         case "bytes":
-            return f"{words} {size(value)}"
+            return words, size(value)
         case "ns":
-            return f"{words} {duration(value)}"
+            return words, _time(value)
         case "share":
-            return f"{words} {value:.1%}"
-    return f"{words} {count(value) if value == int(value) else f'{value:.2f}'}"
+            return words, f"{value:.1%}"
+    return words, count(value) if value == int(value) else f"{value:.2f}"
+
+
+def fact(name: str, value: float) -> str:
+    """A side figure for people."""
+    return " ".join(_fact_parts(name, value))
 
 
 def ratio_text(ratio: Mapping[str, Any]) -> Text:
@@ -182,7 +187,7 @@ def _rows(result: Mapping[str, Any], *, wide: bool) -> Table:
 
 def _latencies(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Percentiles of single operations."""
-    table = _table("single operations", "p50", "p90", "p99", "p99.9", "max", "count")
+    table = _table("single operations", "p50", "p90", "p99", "p99.9", "max", "n")
     for row in rows:
         latency = row["latency"]
         if latency:
@@ -192,6 +197,27 @@ def _latencies(rows: Sequence[Mapping[str, Any]]) -> Table:
                 count(latency["count"]),
             )
     return table
+
+
+class _Facts:
+    """Side figures: a table where it fits, else a line a row."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._rows = [row for row in rows if row["facts"]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        names = dict.fromkeys(one["name"] for row in self._rows for one in row["facts"])
+        table = _table("side figures", *(_fact_parts(name, 0)[0] for name in names))
+        for row in self._rows:
+            values = {one["name"]: one["median"] for one in row["facts"]}
+            told = [_fact_parts(name, values[name])[1] if name in values else "" for name in names]
+            table.add_row(row["name"], *told)
+        if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
+            yield table
+            return
+        for row in self._rows:
+            words = ", ".join(fact(one["name"], one["median"]) for one in row["facts"])
+            yield Text.assemble(f"{row['name']}: ", (words, "dim"))
 
 
 def _result(result: Mapping[str, Any]) -> Iterable[RenderableType]:
@@ -204,10 +230,9 @@ def _result(result: Mapping[str, Any]) -> Iterable[RenderableType]:
         yield Text()
         yield _latencies(result["rows"])
     yield Text()
-    for row in result["rows"]:
-        if row["facts"]:
-            words = ", ".join(fact(one["name"], one["median"]) for one in row["facts"])
-            yield Text.assemble((f"{row['name']}: ", ""), (words, "dim"))
+    if any(row["facts"] for row in result["rows"]):
+        yield _Facts(result["rows"])
+        yield Text()
     yield Text(
         f"{runs} round{'s' if runs != 1 else ''} after {warmup} to warm up, in {duration(result['elapsed_ns'])}",
         style="dim",
