@@ -263,7 +263,7 @@ def test_list(explorer: Explorer, call: Callable[..., Ran]) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (("coars",), 2, ("no locking design 'coars'", "hint: balloonctl explore coarse")),
+        (("coars",), 2, ("no locking design 'coars'", "hint: did you mean coarse?")),
         (
             ("coarse", "--scenario", "oom-while-filing"),
             2,

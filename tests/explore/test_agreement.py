@@ -89,7 +89,8 @@ def test_no_engine_contradicts_another_about_a_shipped_scenario(design: str, sce
     """N and D decide those that are small enough for them, and those whose bug comes early."""
     explored = program(find(design), SCENARIOS[scenario])
     expected = product.explore(explored).outcome
-    for engine in (naive, dpor):
+    # Partial orders say nothing about one processor.
+    for engine in (naive,) if explored.bounds.one_cpu else (naive, dpor):
         verdict = engine.explore(explored, executions_max=60)
         if verdict.outcome is not Outcome.INCOMPLETE:
             assert verdict.outcome is expected, (verdict, expected)
