@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from balloonctl.context import Voice
 from balloonctl.sizes import PAGE
 
-__all__ = ["exploring", "moving", "rounds", "touching"]
+__all__ = ["Exploring", "exploring", "moving", "rounds", "touching"]
 
 #: Exploring that takes less shows nothing.
 _PATIENCE_S = 1.0
@@ -87,11 +87,26 @@ def rounds(voice: Voice, verb: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+class Exploring:
+    """A bar over scenarios; this one draws nothing."""
+
+    def scenario(self, done: int, total: int, what: str) -> None:
+        """So many are done, and this one is what is waited for."""
+
+    def layer(self, text: str) -> None:
+        """What the search says of itself while it runs."""
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While something else is written."""
+        yield
+
+
 @contextmanager
-def exploring(voice: Voice) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar over scenarios, drawn when it takes over a second; gives the function told (done, all, what comes)."""
+def exploring(voice: Voice) -> Iterator[Exploring]:
+    """A bar over scenarios, drawn when it takes over a second."""
     if not voice.live:
-        yield _ignore
+        yield Exploring()
         return
     from threading import Timer
 
@@ -103,14 +118,31 @@ def exploring(voice: Voice) -> Iterator[Callable[[int, int, str], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[search]}", markup=False, style="dim"),
     )
     progress = Progress(*columns, console=voice.stderr, transient=True)
-    task = progress.add_task("", total=None)
+    task = progress.add_task("", total=None, search="")
+
+    class Drawn(Exploring):
+        def scenario(self, done: int, total: int, what: str) -> None:
+            progress.update(task, completed=done, total=total, description=what, search="")
+
+        def layer(self, text: str) -> None:
+            progress.update(task, search=text)
+
+        @contextmanager
+        def aside(self) -> Iterator[None]:
+            shown = progress.live.is_started
+            progress.stop()
+            yield
+            if shown:
+                progress.start()
+
     patience = Timer(_PATIENCE_S, progress.start)
     patience.daemon = True
     patience.start()
     try:
-        yield lambda done, total, what: progress.update(task, completed=done, total=total, description=what)
+        yield Drawn()
     finally:
         patience.cancel()
         patience.join()

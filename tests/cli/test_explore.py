@@ -18,6 +18,7 @@ from test_render import draw
 from balloonctl.commands.explore import _row
 from balloonctl.render.explore import render_explore, render_matrix, render_scenarios
 from balloonctl.render.explore_html import explore_page
+from balloonvq.explore import parallel
 from balloonvq.explore import scenarios as library
 from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import Result, Scenario
@@ -156,6 +157,7 @@ class Explorer:
         *,
         options: Mapping[str, str] | None = None,
         limits: Limits | None = None,
+        on_layer: object = None,
     ) -> Result:
         assert limits is not None
         self.calls.append((design.name, scenario.name, dict(options or {}), limits))
@@ -171,6 +173,7 @@ def explorer(monkeypatch: pytest.MonkeyPatch) -> Explorer:
         "scenarios_for",
         lambda design: (CALM, OOM) if design.name == "coarse" else (CALM, OOM, CROWD),
     )
+    monkeypatch.setattr(parallel, "processors", lambda: 1)
     monkeypatch.setattr(library, "run", explorer.run)
     monkeypatch.setattr(library, "program", explorer.program)
     return explorer

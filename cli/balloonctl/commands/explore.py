@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +11,13 @@ import click
 from balloonctl.command import command
 from balloonctl.commands.machines import complete_design, design_options
 from balloonctl.context import App, pass_app
-from balloonctl.output import report
+from balloonctl.output import Format, report
 from balloonvq.errors import BalloonError, InvalidArgument
 
 if TYPE_CHECKING:
     from balloonvq.driver.designs import Design
-    from balloonvq.explore.product import Limits
+    from balloonvq.explore.parallel import Task
+    from balloonvq.explore.product import Limits, Progress
     from balloonvq.explore.scenarios import Result, Scenario
     from balloonvq.explore.timeline import Timeline
     from balloonvq.explore.verdict import Schedule
@@ -137,18 +138,59 @@ def _row(design: str, given: dict[str, str], result: Result) -> dict[str, Any]:
     }
 
 
-def _explored(
-    tasks: Sequence[tuple[str, type[Design], Scenario]],
-    options: dict[str, str],
-    limits: Limits,
-    advance: Callable[[int, int, str], None],
-) -> Iterable[dict[str, Any]]:
-    """The results, one after the other."""
-    from balloonvq.explore.scenarios import run
+#: Scenarios from which on starting more processes pays.
+_MANY = 4
 
-    for number, (name, design, scenario) in enumerate(tasks):
-        advance(number, len(tasks), f"{name} / {scenario.name}")
-        yield _row(name, options, run(design, scenario, options=options, limits=limits))
+
+def _jobs(asked: int | None, tasks: int) -> int:
+    """How many processes explore, this one included."""
+    from balloonvq.explore.parallel import processors
+
+    if asked is None:
+        asked = processors() if tasks >= _MANY else 1
+    return min(asked, max(1, tasks))
+
+
+def _searching(progress: Progress, limits: Limits) -> str:
+    """How far a search is, in words."""
+    from balloonctl.render.units import count, plural
+
+    rate = count(round(progress.states / max(progress.seconds, 1e-3)))
+    text = f"{plural(progress.states, 'state')}, {rate}/s, frontier {count(progress.frontier)}"
+    if progress.estimate is not None:
+        text += f", perhaps {count(progress.estimate)} in all"
+        if progress.estimate > limits.states:
+            text += f" (more than --max-states {count(limits.states)})"
+    return f"{text}; all schedules of up to {plural(progress.layers, 'step')}: clean"
+
+
+def _explored(
+    app: App, tasks: list[Task], jobs: int | None, executor: str | None, *, streamed: bool
+) -> list[dict[str, Any]]:
+    """The results; `streamed` writes a line about each as soon as it is there."""
+    from balloonctl.progress import exploring
+    from balloonctl.render.explore import heading, line
+    from balloonvq.explore.parallel import connected, explore_all
+
+    width = max((len(task.scenario.name) for task in tasks), default=0)
+    results: list[dict[str, Any]] = []
+    with nullcontext() if executor is None else connected(executor) as pool, exploring(app) as bar:
+
+        def on_layer(progress: Progress) -> None:
+            bar.layer(_searching(progress, tasks[0].limits))
+
+        every = explore_all(tasks, jobs=_jobs(jobs, len(tasks)), executor=pool, on_layer=on_layer)
+        with closing(every) as coming:
+            for number, task in enumerate(tasks):
+                bar.scenario(number, len(tasks), f"{task.design} / {task.scenario.name}")
+                results.append(_row(task.design, task.options, next(coming)))
+                if streamed:
+                    with bar.aside():
+                        if number == 0:
+                            app.stdout.print(heading(results[0]))
+                        app.stdout.print(line(results[-1], width))
+                        app.stdout.file.flush()
+    return results
 
 
 def _exit_code(results: Iterable[dict[str, Any]]) -> int:
@@ -194,6 +236,18 @@ def _exit_code(results: Iterable[dict[str, Any]]) -> int:
     show_default=True,
     help="Time for one scenario after which it is given up as INCOMPLETE.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that explore scenarios at once; 1 keeps all in this one.  "
+    "[default: the number of processors, if there are many scenarios]",
+)
+@click.option(
+    "--executor",
+    metavar="dask:ADDRESS",
+    help="Explore on the dask cluster whose scheduler listens at ADDRESS (needs balloonctl[dask]).",
+)
 @click.pass_context
 @pass_app
 def explore(
@@ -208,6 +262,8 @@ def explore(
     html: str | None,
     max_states: int,
     max_seconds: float,
+    jobs: int | None,
+    executor: str | None,
 ) -> int:
     """Look at every interleaving of a locking design: PROVED, a BUG with its shortest schedule, or INCOMPLETE.
 
@@ -218,13 +274,16 @@ def explore(
         raise click.UsageError("--all takes all designs as they are; leave out DESIGN and --set", ctx)
     if not (every or design or only_list):
         raise click.UsageError("name a DESIGN, or give --all or --list", ctx)
-    from balloonctl.progress import exploring
-    from balloonctl.render.explore import render_explore, render_matrix, render_scenarios
+    if jobs is not None and executor is not None:
+        raise click.UsageError("--jobs is for this machine, --executor for others; give one of them", ctx)
+    from balloonctl.render.explore import render_explore, render_matrix, render_rest, render_scenarios
     from balloonvq.driver.designs import DESIGNS, choose_options
+    from balloonvq.explore.parallel import Task
     from balloonvq.explore.product import Limits
     from balloonvq.explore.scenarios import SCENARIOS, program, scenarios_for
 
     names = list(DESIGNS) if every else [design] if design else []
+    limits = Limits(max_states, max_seconds)
     found = [(name, _design(name)) for name in names]
     for _, kind in found:
         choose_options(kind, options)
@@ -241,9 +300,10 @@ def explore(
         tasks += [(name, kind, one) for one in (chosen or fits) if one in fits or not every]
     for _, kind, one in tasks:
         program(kind, one, options)  # refuses what makes no sense before anything has taken time
+    streamed = app.settings.output is Format.TABLE and not every and html != "-"
+    work = [Task(name, one, options, limits) for name, _, one in tasks]
     with nullcontext() if html is None else report(html) as file:
-        with exploring(app) as advance:
-            results = list(_explored(tasks, options, Limits(max_states, max_seconds), advance))
+        results = _explored(app, work, jobs, executor, streamed=streamed)
         document = {
             "schema": "balloonctl/explore/1",
             "seconds": sum(result["seconds"] for result in results),
@@ -254,6 +314,8 @@ def explore(
             from balloonctl.render.explore_html import explore_page
 
             file.write(explore_page(document, version_line()))
-    if html != "-":
+    if streamed and results:
+        app.stdout.print(render_rest(document))
+    elif html != "-":
         app.emit(document, render_matrix if every else render_explore)
     return _exit_code(results)

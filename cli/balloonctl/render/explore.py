@@ -17,9 +17,12 @@ from balloonctl.render.units import duration, plural
 __all__ = [
     "KINDS",
     "design_name",
+    "heading",
+    "line",
     "render_explore",
     "render_matrix",
     "render_replay",
+    "render_rest",
     "render_scenarios",
     "replay_command",
     "totals",
@@ -124,24 +127,39 @@ def totals(results: Sequence[Mapping[str, Any]], seconds: float) -> Text:
     return text.append(f"  ({plural(states, 'state')}, {duration(seconds * 1e9)})")
 
 
+def heading(result: Mapping[str, Any]) -> Text:
+    """What the lines below are about."""
+    return Text(f"design {design_name(result)}")
+
+
+def line(result: Mapping[str, Any], width: int) -> Table:
+    """One scenario's verdict, on a line if it fits; `width` is that of the longest name among them."""
+    sign, style = _SIGNS[result["verdict"]]
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, width=max(len(f"{sign} {name}") for name, (sign, _) in _SIGNS.items()))
+    table.add_column(no_wrap=True, min_width=width)
+    table.add_column(overflow="fold")
+    table.add_row(
+        Text(f"{sign} {result['verdict']}", style), Text(result["scenario"], "bold"), verdict(result)
+    )
+    return table
+
+
+def render_rest(document: Mapping[str, Any]) -> RenderableType:
+    """What follows the lines: the timelines of the bugs, then how many of each verdict."""
+    results = document["results"]
+    bugs = [_bug(result) for result in results if result["verdict"] == "BUG"]
+    return Group(*bugs, "", totals(results, document["seconds"]))
+
+
 def render_explore(document: Mapping[str, Any]) -> RenderableType:
     """A line a scenario, the timelines of the bugs below, then how many of each."""
     results = document["results"]
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for result in results:
-        sign, style = _SIGNS[result["verdict"]]
-        table.add_row(
-            Text(f"{sign} {result['verdict']}", style), Text(result["scenario"], "bold"), verdict(result)
-        )
-    heading = Text(f"design {design_name(results[0])}") if results else Text("no scenario fits this design")
-    parts: list[RenderableType] = [heading, table]
-    parts += [_bug(result) for result in results if result["verdict"] == "BUG"]
-    if results:
-        parts += ["", totals(results, document["seconds"])]
-    return Group(*parts)
+    if not results:
+        return Text("no scenario fits this design")
+    width = max(len(result["scenario"]) for result in results)
+    lines = [line(result, width) for result in results]
+    return Group(heading(results[0]), *lines, render_rest(document))
 
 
 def render_replay(document: Mapping[str, Any]) -> RenderableType:

@@ -32,6 +32,7 @@ Livelocks are looked for when everything else is proven: see `balloonvq.explore.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import time
 from bisect import bisect_right
@@ -45,7 +46,18 @@ from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Ve
 from balloonvq.explore.world import CLOCK, NOTHING, Nondeterminism, Program, Revised, World, tick
 from balloonvq.runtime.controlled import TICK, Decision, Execution
 
-__all__ = ["Limits", "Micro", "Product", "Search", "Widened", "explore", "findings", "started"]
+__all__ = [
+    "Limits",
+    "Micro",
+    "OnLayer",
+    "Product",
+    "Progress",
+    "Search",
+    "Widened",
+    "explore",
+    "findings",
+    "started",
+]
 
 
 class Limits(NamedTuple):
@@ -53,6 +65,23 @@ class Limits(NamedTuple):
 
     states: int = 5_000_000
     seconds: float = 600.0
+
+
+class Progress(NamedTuple):
+    """How far a search is."""
+
+    layers: int
+    """All schedules of so many steps have been looked at."""
+    states: int
+    """So far."""
+    frontier: int
+    """States of the last layer, whose steps have not been looked at."""
+    seconds: float
+    estimate: int | None
+    """A guess at the number of all states; None while there is nothing to guess from."""
+
+
+OnLayer = Callable[[Progress], None]
 
 
 class Micro(NamedTuple):
@@ -140,6 +169,8 @@ class Product:
         self.widths: list[int] = []
         #: Operations of random real executions that were compared with the automata; None before.
         self.sampled: int | None = None
+        #: Steps of the longest of these; 0 before.
+        self.longest = 0
 
     def _begin(self) -> None:
         """The first local state of every actor; what is still missing of it."""
@@ -591,7 +622,7 @@ class Search:
     Args:
         product: what is searched.
         limits: where it gives up.
-        on_layer: called with (layer, states so far, size of the frontier) after each layer.
+        on_layer: called with this search after each layer, see `Search.progress`.
         gather: go on after bugs and collect them here instead.
     """
 
@@ -599,7 +630,7 @@ class Search:
         self,
         product: Product,
         limits: Limits,
-        on_layer: Callable[[int, int, int], None] | None = None,
+        on_layer: OnLayer | None = None,
         gather: Findings | None = None,
     ) -> None:
         self.product = product
@@ -633,7 +664,7 @@ class Search:
                 layer = self.layers[-1]
                 following = self._expand_slow(layer) if self.one_cpu else self._expand(layer)
                 if self.on_layer is not None:
-                    self.on_layer(len(self.layers), len(self.seen), len(following))
+                    self.on_layer(self.progress(following, time.monotonic() - started))
                 if not following:
                     return None
                 self.layers.append(following)
@@ -645,6 +676,28 @@ class Search:
                     return None
         except _Bug as bug:
             return bug
+
+    def progress(self, frontier: list[int], seconds: float) -> Progress:
+        """How far this search is, with the layer that was just found."""
+        return Progress(len(self.layers), len(self.seen), len(frontier), seconds, self.estimate())
+
+    def estimate(self) -> int | None:
+        """A guess at the number of all states, from the sizes of the layers.
+
+        They grow and shrink like a bell. Beyond its top the rest is taken for a geometric series; before,
+        growth is thought to fall evenly to none half way to the length of a random execution.
+        """
+        size = len(self.layers[-1])
+        if len(self.layers) < _LAYERS_MIN or not self.layers[-_LAYERS_MIN]:
+            return None
+        growth = math.log(size / len(self.layers[-_LAYERS_MIN])) / (_LAYERS_MIN - 1)
+        if growth < 0:
+            return len(self.seen) + int(size / math.expm1(-growth))
+        left = self.product.longest / 2 - len(self.layers)
+        if growth == 0 or left <= 0:
+            return None
+        width = math.sqrt(left / growth)
+        return int(size * math.exp(min(growth * left / 2, 60.0)) * width * math.sqrt(2 * math.pi))
 
     def _bug(self, kind: Kind, what: str, state: int) -> None:
         if self.gather is None:
@@ -1028,10 +1081,14 @@ def sample(product: Product, executions: int = 10, seed: int = 0) -> int:
         with contextlib.suppress(_Enough):
             execution.run()
         compared += compare(product, execution)
+        product.longest = max(product.longest, execution.steps)
     return compared
 
 
 # -- the engine ----------------------------------------------------------------------
+
+#: Layers from whose growth the number of all states is guessed.
+_LAYERS_MIN: Final = 8
 
 #: Times that a search may start again because a fact was found or a field was too narrow.
 _STARTS_MAX: Final = 200
@@ -1056,7 +1113,7 @@ def explore(
     program: Program,
     limits: Limits = Limits(),  # noqa: B008 - an immutable tuple
     *,
-    on_layer: Callable[[int, int, int], None] | None = None,
+    on_layer: OnLayer | None = None,
     samples: int = 10,
 ) -> Verdict:
     """Explores a program completely, or to its first bug.
@@ -1064,7 +1121,7 @@ def explore(
     Args:
         program: what.
         limits: where to give up.
-        on_layer: progress: (layers, states, frontier).
+        on_layer: told how far the search is after each layer.
         samples: random real executions to compare with the tables.
 
     Raises:
@@ -1074,9 +1131,7 @@ def explore(
     return found
 
 
-def _explore(
-    product: Product, limits: Limits, on_layer: Callable[[int, int, int], None] | None, samples: int
-) -> Verdict:
+def _explore(product: Product, limits: Limits, on_layer: OnLayer | None, samples: int) -> Verdict:
     from balloonvq.explore.liveness import livelock
 
     started = time.monotonic()
@@ -1094,7 +1149,7 @@ def _explore(
             bug=bug,
             why=why,
             layers=len(search.layers),
-            estimate=_estimate(search) if outcome is Outcome.INCOMPLETE else None,
+            estimate=search.estimate() if outcome is Outcome.INCOMPLETE else None,
             checked=checked,
         )
 
@@ -1140,17 +1195,6 @@ def _describe(product: Product, search: Search, wrong: _Bug, limits: Limits) -> 
     if best is None:
         return Bug(wrong.kind, wrong.what, shortest)
     return Bug(wrong.kind, wrong.what, shortest, Schedule(best[0], best[1], "preemptions"))
-
-
-def _estimate(search: Search) -> int | None:
-    """A guess at all states: the frontier goes on shrinking or growing as it did over the last layers."""
-    sizes = [len(layer) for layer in search.layers]
-    if len(sizes) < 8:
-        return None
-    ratio = (sizes[-1] / max(1, sizes[-5])) ** 0.25
-    if ratio >= 1:
-        return None
-    return len(search.seen) + int(sizes[-1] * ratio / (1 - ratio))
 
 
 def findings(program: Program, limits: Limits = Limits()) -> Findings:  # noqa: B008

@@ -21,7 +21,7 @@ from balloonvq.driver.designs import Design, choose_options
 from balloonvq.errors import InvalidArgument
 from balloonvq.explore.invariants import CHECKS, GRADES, declare
 from balloonvq.explore.model import STATISTICS, Depth, Guest, Page
-from balloonvq.explore.product import Limits, explore
+from balloonvq.explore.product import Limits, OnLayer, explore
 from balloonvq.explore.replay import encode
 from balloonvq.explore.timeline import Timeline, timeline
 from balloonvq.explore.verdict import Verdict
@@ -665,6 +665,7 @@ def run(
     *,
     options: Mapping[str, str] | None = None,
     limits: Limits | None = None,
+    on_layer: OnLayer | None = None,
 ) -> Result:
     """Explores one design in one scenario.
 
@@ -673,6 +674,7 @@ def run(
         scenario: shipped, or one's own.
         options: of the design, where they are not to be the default.
         limits: where to give up, with the verdict INCOMPLETE.
+        on_layer: told how far the search is.
 
     Raises:
         InvalidArgument: see `program`.
@@ -680,7 +682,7 @@ def run(
     """
     started = time.monotonic()
     explored = program(design, scenario, options)
-    verdict = explore(explored, limits or Limits())
+    verdict = explore(explored, limits or Limits(), on_layer=on_layer)
     shown = text = fewest_shown = fewest_text = None
     if verdict.bug is not None:
         shortest, fewest = verdict.bug.shortest, verdict.bug.fewest_preemptions

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Hashable
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, TypeVar, cast
@@ -688,7 +689,15 @@ def place_of(frame: FrameType | None) -> Place:
 
 # -- greenlets that are used again ---------------------------------------------------
 
-_pool: list[greenlet] = []
+
+class _Pool(threading.local):
+    """Greenlets that wait for a job; a greenlet belongs to the thread that made it."""
+
+    def __init__(self) -> None:
+        self.free: list[greenlet] = []
+
+
+_pool: Final = _Pool()
 
 
 def _worker(job: Callable[[], greenlet]) -> None:
@@ -699,7 +708,8 @@ def _worker(job: Callable[[], greenlet]) -> None:
 
 def _take() -> greenlet:
     """A greenlet out of the pool; it runs the job that it is switched to with."""
-    found = _pool.pop() if _pool else greenlet(_worker)
+    free = _pool.free
+    found = free.pop() if free else greenlet(_worker)
     found.parent = getcurrent()
     return found
 
@@ -947,7 +957,7 @@ class Execution(ControlledRuntime):
                 actor.finished = False
                 actor.error = None
                 actor.pending = pending
-            _pool.append(actor.running)
+            _pool.free.append(actor.running)
             actor.running = None
         self.current = None
 
@@ -1064,7 +1074,7 @@ class Fed(ControlledRuntime):
             self._main = getcurrent()
             if not actor.finished:
                 actor.running.throw(Stopped)
-            _pool.append(actor.running)
+            _pool.free.append(actor.running)
             actor.running = None
 
 
