@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType
+from types import FunctionType, TracebackType
 from typing import Any, NamedTuple, cast
 
 from balloonvq.driver import balloon as driver_balloon
@@ -33,7 +33,8 @@ from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES as DEPTH_BYTES
 from balloonvq.guest.stack import KernelStacks
 from balloonvq.guest.tasks import TaskKilled, UserTask
 from balloonvq.queue import DriverQueue
-from balloonvq.runtime.controlled import BELOW, ControlledMutex, ControlledRuntime
+from balloonvq.runtime import Mutex
+from balloonvq.runtime.controlled import BELOW, ControlledRuntime
 
 __all__ = ["STATISTICS", "Guest", "Page", "available", "counts"]
 
@@ -44,6 +45,9 @@ STATISTICS = frozenset({
     "out_of_puff", "oom_events", "oom_kills", "alloc_stalls", "minor faults", "lost_pages", "reclaimers",
     "task ids", "in oom notifiers", "in shrinkers", "peak_bytes",
 })  # fmt: skip
+
+#: The queues and the interrupts that they raise.
+INFLATE, DEFLATE = ("inflate queue", 1), ("deflate queue", 2)
 
 #: Of the driver, and in reach of the OOM notifier or soon to be.
 _DRIVERS = frozenset({Place.PRIVATE, Place.LISTED, Place.IN_FLIGHT})
@@ -289,6 +293,7 @@ class Pages(Atom):
                     "oom_ends": _oom_ends,
                 },
                 reads=frozenset({"count", "check"}),
+                stands_for="pages",
             )
         )
 
@@ -375,6 +380,7 @@ class Array(Atom):
                     "read": lambda value: (value, value),
                 },
                 reads=frozenset({"read"}),
+                stands_for="pfn array",
             )
         )
 
@@ -459,6 +465,7 @@ class Queue(Atom):
                 {"add": _add, "pop": _pop, "use": _use, "get_buf": _get_buf, "reset": _reset},
                 personal=frozenset({"add", "get_buf"}),
                 idle=frozenset({"pop"}),
+                stands_for="virtqueue",
             )
         )
 
@@ -651,18 +658,39 @@ class ModelKernel(Kernel, Atom):
         self._shrink()
 
 
-class OomMutex(ControlledMutex):
+class OomMutex(Atom):
     """A design's mutex: from the first one on that an OOM call takes, it can be said to wait."""
 
-    __slots__ = ("kernel",)
+    __slots__ = ("_kernel", "_mutex", "name")
 
-    kernel: ModelKernel
+    def __init__(self, mutex: Mutex, kernel: ModelKernel) -> None:
+        self.name = mutex.name
+        self._mutex = mutex
+        self._kernel = kernel
 
     def lock(self) -> None:
-        self.kernel.waits()
-        super().lock()
+        """Mutex.lock."""
+        self._kernel.waits()
+        self._mutex.lock()
+
+    def trylock(self) -> bool:
+        """Mutex.trylock."""
+        return self._mutex.trylock()
+
+    def unlock(self) -> None:
+        """Mutex.unlock."""
+        self._mutex.unlock()
+
+    def held_by_me(self) -> bool:
+        """Mutex.held_by_me."""
+        return self._mutex.held_by_me()
 
     __enter__ = lock
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._mutex.unlock()
 
 
 class DesignRuntime(Atom):
@@ -671,13 +699,12 @@ class DesignRuntime(Atom):
     def __init__(self, runtime: ControlledRuntime, kernel: ModelKernel) -> None:
         self._runtime = runtime
         self._kernel = kernel
-        self.mutexes: list[OomMutex] = []
+        self.mutexes: list[Mutex] = []
 
     def mutex(self, name: str) -> OomMutex:
-        made = OomMutex(self._runtime, self._runtime.mutex(name).spec)
-        made.kernel = self._kernel
-        self.mutexes.append(made)
-        return made
+        mutex = self._runtime.mutex(name)
+        self.mutexes.append(mutex)
+        return OomMutex(mutex, self._kernel)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runtime, name)
@@ -782,8 +809,8 @@ class Guest:
         self._silence = runtime.shared_object(_silence()) if silent else None
         if self._silence is not None:
             runtime.excuse(bool, self._silence)
-        self.inflate_vq = Queue(runtime, "inflate queue", 1)
-        self.deflate_vq = Queue(runtime, "deflate queue", 2)
+        self.inflate_vq = Queue(runtime, *INFLATE)
+        self.deflate_vq = Queue(runtime, *DEFLATE)
         designs_runtime = DesignRuntime(runtime, self.kernel)
         self.vb = ModelBalloon(
             designs_runtime,

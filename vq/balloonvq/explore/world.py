@@ -154,6 +154,8 @@ class SharedObject(Atom):
         idle: names of the blocking operations in which an actor may wait for ever.
         guard: the name of the mutex that protects it; an access under the guard is no
             scheduling point.
+        stands_for: what is in its place when a schedule is forced on real threads: pages, pfn array or
+            virtqueue; empty, if the value itself is used there, under a real lock.
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class SharedObject(Atom):
         blocks: frozenset[str] = frozenset(),
         idle: frozenset[str] = frozenset(),
         guard: str | None = None,
+        stands_for: str = "",
     ) -> None:
         self.name = name
         self.initial = initial
@@ -176,6 +179,7 @@ class SharedObject(Atom):
         self.blocks = blocks | idle
         self.idle = idle
         self.guard = guard
+        self.stands_for = stands_for
 
 
 class World(Atom):

@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import PurePath
 from types import CodeType, FrameType, TracebackType
 from typing import TypeVar
@@ -39,7 +39,15 @@ from balloonvq.counters import DeadlockTask, HeldLock
 from balloonvq.errors import InternalError
 from balloonvq.runtime import Stopped, WaitQueue
 
-__all__ = ["ThreadMutex", "ThreadRuntime", "ThreadShared", "ThreadTask", "ThreadWaitQueue", "ThreadWork"]
+__all__ = [
+    "Parking",
+    "ThreadMutex",
+    "ThreadRuntime",
+    "ThreadShared",
+    "ThreadTask",
+    "ThreadWaitQueue",
+    "ThreadWork",
+]
 
 T = TypeVar("T")
 
@@ -128,12 +136,12 @@ def _where(code: CodeType | None, lasti: int) -> str:
     return PurePath(code.co_filename).name
 
 
-def _stack(frame: FrameType | None) -> tuple[str, ...]:
-    """A thread's stack from outside this file, innermost last."""
+def _stack(frame: FrameType | None, below: Collection[str] = ()) -> tuple[str, ...]:
+    """A thread's stack from outside this file and those `below`, innermost last."""
     lines = []
     while frame is not None:
         name = frame.f_code.co_filename
-        if name not in (_HERE, threading.__file__):
+        if name not in (_HERE, threading.__file__) and name not in below:
             lines.append(f"{_where(frame.f_code, frame.f_lasti)} in {frame.f_code.co_qualname}")
         frame = frame.f_back
     return tuple(reversed(lines))
@@ -297,6 +305,76 @@ class ThreadShared:
             return self.value
 
 
+class Parking:
+    """Tasks that sleep until somebody lets them go on, in the kernel's four steps.
+
+    `ThreadWaitQueue` does all of them in one call and listens to eventfds; this is for who has to stop
+    between them. Virtual time only.
+    """
+
+    __slots__ = ("_runtime", "_sleeping", "waiting", "woken")
+
+    def __init__(self, runtime: ThreadRuntime) -> None:
+        #: Tasks between `enqueue` and the next `wake_all`; those that it has woken and that have not slept since.
+        self.waiting: set[ThreadTask] = set()
+        self.woken: set[ThreadTask] = set()
+        #: A task may be on the queue and sleep elsewhere: its condition may take a mutex.
+        self._sleeping: set[ThreadTask] = set()
+        self._runtime = runtime
+
+    def enqueue(self) -> None:
+        """prepare_to_wait: from now on a wake-up is not missed."""
+        with self._runtime._guard:
+            task = self._runtime.current()
+            self.waiting.add(task)
+            self.woken.discard(task)
+
+    def schedule(self, deadline_ns: int | None = None) -> bool:
+        """Sleeps; True when woken, also before, False at the deadline.
+
+        Raises:
+            Stopped: when the runtime stops.
+        """
+        runtime = self._runtime
+        task = runtime.current()
+        sleeper = None
+        with runtime._guard:
+            runtime._check_stop()
+            sleeps = task not in self.woken and (deadline_ns is None or deadline_ns > runtime._virtual_now)
+            if sleeps:
+                task.parked = True
+                self._sleeping.add(task)
+                if deadline_ns is not None:
+                    sleeper = runtime._add_sleeper(deadline_ns, task, parked=True)
+                runtime._block(task)
+        if sleeps:
+            task.parker.acquire()
+        with runtime._guard:
+            if sleeper is not None:
+                sleeper.over = True
+            self._sleeping.discard(task)
+            runtime._check_stop()
+            woken = task in self.woken
+            self.woken.discard(task)
+            return woken
+
+    def finish(self) -> None:
+        """finish_wait: off the queue."""
+        with self._runtime._guard:
+            task = self._runtime.current()
+            self.waiting.discard(task)
+            self.woken.discard(task)
+
+    def wake_all(self) -> None:
+        """Lets everybody on the queue go on."""
+        runtime = self._runtime
+        with runtime._guard:
+            for task in self.waiting & self._sleeping:
+                runtime._unpark(task)
+            self.woken |= self.waiting
+            self.waiting.clear()
+
+
 class ThreadWaitQueue:
     """Waiters of a condition, woken by other tasks or by eventfds.
 
@@ -448,6 +526,8 @@ class ThreadRuntime:
         on_deadlock: called once a circle, by the task that closed it, with its
             tasks.
         on_crash: called when a task ends with an exception that is not `Stopped`.
+        on_still: called, under the runtime's own lock, each time that no task runs any more and none has a
+            deadline: without help from outside nothing will ever happen again. With a virtual clock only.
     """
 
     batch = 256
@@ -459,6 +539,7 @@ class ThreadRuntime:
         cpu: int | None = None,
         on_deadlock: Callable[[tuple[DeadlockTask, ...]], None] | None = None,
         on_crash: Callable[[ThreadTask, BaseException], None] | None = None,
+        on_still: Callable[[], None] | None = None,
     ) -> None:
         self._guard = threading.Lock()
         self._local = threading.local()
@@ -473,6 +554,7 @@ class ThreadRuntime:
         self._cpu = cpu
         self._on_deadlock = on_deadlock
         self._on_crash = on_crash
+        self._on_still = on_still
 
     # -- tasks ---------------------------------------------------------------
 
@@ -592,6 +674,10 @@ class ThreadRuntime:
         frames = sys._current_frames()
         return tuple((task.name, (_stack(frames.get(task.ident)) or ("?",))[-1]) for task in tasks)
 
+    def stack(self, task: ThreadTask, below: Collection[str] = ()) -> tuple[str, ...]:
+        """The stack of a task that stands still, innermost last, without this file and those `below`."""
+        return _stack(sys._current_frames().get(task.ident), below)
+
     def close(self) -> None:
         """Gives the stop eventfd back; only after `stop` returned True."""
         os.close(self._stop_fd)
@@ -670,7 +756,11 @@ class ThreadRuntime:
             return
         task.busy = False
         self._busy -= 1
-        if not self._virtual or self._busy or (deadline := self._next_deadline()) is None:
+        if not self._virtual or self._busy:
+            return
+        if (deadline := self._next_deadline()) is None:
+            if self._on_still is not None:
+                self._on_still()
             return
         self._virtual_now = max(self._virtual_now, deadline)
         while (deadline := self._next_deadline()) is not None and deadline <= self._virtual_now:
