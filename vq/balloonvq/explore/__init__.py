@@ -16,9 +16,11 @@ races         data races by vector clocks
 verdict       what an engine answers
 replay        a schedule in twenty characters
 timeline      a schedule as something to look at
+live          a schedule on real threads
+live_guest    real pages, rings and a real device, in place of the model's
 promela       the same program for SPIN
 programs      random programs on which all engines must agree
 ============  ====================================================================
 
-The code under test runs on `balloonvq.runtime.controlled`.
+The code under test runs on `balloonvq.runtime.controlled`; with `live` on `balloonvq.runtime.baton`.
 """

@@ -9,6 +9,9 @@
   over the trace up to there; last, how many more steps there are;
 * three characters of hash over the whole trace, and a check character over the text.
 
+The string of a livelock has one part more before the last, ``bx1.20dn.00mb1n210011014.c.8bk4``: how
+many of the last steps are its loop.
+
 Numbers are written with four bits and a continuation bit a character. Steps are scheduling
 points, so a string survives changes of private code, of line numbers and of comments; it does
 not survive another order or kind of operations, and then says where it went wrong: the hashes at
@@ -24,11 +27,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from balloonvq.errors import BalloonError, InvalidArgument
-from balloonvq.explore.verdict import Schedule
+from balloonvq.explore.operations import Raised
+from balloonvq.explore.verdict import Kind, Schedule
 from balloonvq.explore.world import Program, Revised, World
 from balloonvq.runtime.controlled import Decision, Execution, run_on
 
-__all__ = ["ReplayDiffers", "decode", "encode", "execute", "replay", "steps"]
+__all__ = ["Ending", "Meaning", "ReplayDiffers", "decode", "encode", "ending", "execute", "replay", "steps"]
 
 VERSION = "bx1"
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -79,6 +83,14 @@ def _label(program: Program) -> str:
     return _hash(f"{program.name} {program.bounds}", 4)
 
 
+class _Forced(Execution):
+    """An execution whose strategy knows what it wants: it may have a parked spinner go round once more."""
+
+    def enabled(self) -> list[Decision]:
+        """All possible decisions."""
+        return self.possible(super().enabled())
+
+
 def execute(program: Program, decisions: Sequence[Decision]) -> Execution:
     """Runs a schedule to its last step, log and places kept.
 
@@ -93,11 +105,11 @@ def execute(program: Program, decisions: Sequence[Decision]) -> Execution:
             if not queue:
                 raise _Enough
             wanted = queue.pop(0)
-            if wanted not in execution.possible(found):
+            if wanted not in found:
                 raise InvalidArgument(f"step {execution.steps + 1} of the schedule is not possible")
             return wanted
 
-        execution = Execution(world, strategy, places=True)
+        execution = _Forced(world, strategy, places=True)
         try:
             execution.run()
         except Revised:
@@ -105,6 +117,68 @@ def execute(program: Program, decisions: Sequence[Decision]) -> Execution:
         except _Enough:
             pass
         return execution
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an execution has ended, if that is a bug."""
+
+    kind: Kind
+    what: str
+    """As `Bug.what`."""
+    actors: tuple[int, ...]
+    """Of a deadlock, those in it; of a livelock, those in the loop; of an error, who died."""
+
+
+def ending(execution: Execution, loop: int | None = None) -> Ending | None:
+    """What is wrong at the end of an execution, or None; races are not looked for.
+
+    Args:
+        execution: has run.
+        loop: of a livelock: the index of the first decision of its circle.
+    """
+    actors = execution.actors
+    world = execution.world
+    if loop is not None:
+        inside = tuple(sorted({actor for actor, _ in execution.decisions[loop:] if actor >= 0}))
+        names = ", ".join(actors[index].name for index in inside)
+        return Ending(Kind.LIVELOCK, f"{names or 'the clock'} for ever without progress", inside)
+    broken = world.broken(execution.values, at_rest=False)
+    if broken is not None:
+        return Ending(Kind.INVARIANT, broken, ())
+    for actor in actors:
+        if actor.error is not None:
+            return Ending(Kind.ERROR, f"{actor.name}: {Raised(actor.error)!r}", (actor.index,))
+    stuck = _circle(execution)
+    if not stuck and not Execution.enabled(execution):
+        stuck = [actor.index for actor in execution.stuck]
+        if not stuck:
+            wrong = world.broken(execution.values, at_rest=True)
+            return None if wrong is None else Ending(Kind.AT_REST, wrong, ())
+    if not stuck:
+        return None
+    waits = (f"{actors[index].name} waits in {actors[index].pending!r}" for index in stuck)
+    return Ending(Kind.DEADLOCK, ", ".join(waits), tuple(stuck))
+
+
+def _circle(execution: Execution) -> list[int]:
+    """The actors that wait for each other's locks, or nothing."""
+    for start in execution.actors:
+        path: list[int] = []
+        actor = start
+        while actor.index not in path:
+            path.append(actor.index)
+            operation = actor.pending
+            if actor.finished or operation is None or operation.kind != "lock":
+                break
+            owner = execution.values[operation.object]
+            if owner < 0:
+                break
+            actor = execution.actors[owner]
+        else:
+            if actor is start:
+                return sorted(path)
+    return []
 
 
 def _others(found: list[Decision], execution: Execution) -> tuple[Decision, list[Decision]]:
@@ -144,8 +218,29 @@ def _encode(program: Program, world: World, schedule: Schedule) -> str:
     execution = Execution(world, strategy, log=True)
     with contextlib.suppress(_Enough):
         execution.run()
-    text = f"{VERSION}.{_label(program)}.{body}{_number(gap)}.{_hash(chr(10).join(steps(execution)), 3)}"
+    loop = "" if schedule.loop is None else f".{_number(len(schedule) - schedule.loop)}"
+    trace = _hash("\n".join(steps(execution)), 3)
+    text = f"{VERSION}.{_label(program)}.{body}{_number(gap)}{loop}.{trace}"
     return text + _check(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a replay string says."""
+
+    program: Program
+    deviations: list[tuple[int, int, str]]
+    """(default decisions before it, which of the others, hash of the trace up to there) of each."""
+    last: int
+    """Default decisions after the last of them."""
+    trace: str
+    """Hash of the whole trace."""
+    loop_steps: int | None
+    """Of a livelock: how many of the last steps are its loop."""
+
+    def loop(self, decisions: Sequence[Decision]) -> int | None:
+        """The index of the first decision of the loop in the schedule, as `Schedule.loop`."""
+        return None if self.loop_steps is None else len(decisions) - self.loop_steps
 
 
 @dataclass(slots=True)
@@ -161,7 +256,7 @@ class _Text:
 
     def character(self) -> str:
         if self.over:
-            raise InvalidArgument("the replay string ends too early", why="its third part is cut off")
+            raise InvalidArgument("the replay string ends too early", why="a part of it is cut off")
         self.at += 1
         return self.text[self.at - 1]
 
@@ -175,8 +270,8 @@ class _Text:
                 return value
 
 
-def decode(text: str, programs: Iterable[Program]) -> tuple[Program, list[tuple[int, int, str]], int, str]:
-    """(program, (gap, which other, hash) of each deviation, last gap, hash of the trace).
+def decode(text: str, programs: Iterable[Program]) -> Meaning:
+    """What a replay string says.
 
     Raises:
         InvalidArgument: if the string is of another version, mistyped, or of no program here.
@@ -188,10 +283,10 @@ def decode(text: str, programs: Iterable[Program]) -> tuple[Program, list[tuple[
             f"a replay string begins with {VERSION}, this one with {parts[0]!r}",
             why="another version wrote it, or it is no replay string",
         )
-    if len(parts) != 4 or len(parts[1]) != 4 or len(parts[3]) != 4 or not parts[2]:
+    if len(parts) not in {4, 5} or len(parts[1]) != 4 or len(parts[-1]) != 4 or not all(parts):
         raise InvalidArgument(
             f"{text!r} is no complete replay string",
-            why="it has four parts, joined by dots: bx1.k3f9.102.7c2a",
+            why="it has four parts, joined by dots: bx1.k3f9.102.7c2a; that of a livelock has five",
         )
     wrong = sorted(set(text) - set(ALPHABET) - {"."} - set(VERSION))
     if wrong or _check(text[:-1]) != text[-1]:
@@ -206,12 +301,13 @@ def decode(text: str, programs: Iterable[Program]) -> tuple[Program, list[tuple[
         raise InvalidArgument(
             f"no program here has the mark {parts[1]!r}", why="the scenario was renamed, or is not loaded"
         )
+    loop = _Text(parts[3]).number() if len(parts) == 5 else None
     middle = _Text(parts[2])
     deviations: list[tuple[int, int, str]] = []
     while True:
         gap = middle.number()
         if middle.over:
-            return program, deviations, gap, parts[3][:3]
+            return Meaning(program, deviations, gap, parts[-1][:3], loop)
         deviations.append((gap, middle.number(), middle.character()))
 
 
@@ -227,18 +323,37 @@ def replay(text: str, programs: Iterable[Program], recorded: Sequence[str] | Non
         InvalidArgument: see `decode`.
         ReplayDiffers: if the execution is not the one that the string was made from.
     """
-    program, deviations, last, trace = decode(text, programs)
-    world = World(program)
+    meaning = decode(text, programs)
+    world = World(meaning.program)
     while True:
         try:
-            execution = _replay(world, deviations, last, recorded)
+            execution = _replay(world, meaning.deviations, meaning.last, recorded)
         except Revised:
             continue
         break
     _compare(execution, recorded)
-    if _hash("\n".join(steps(execution)), 3) != trace:
-        raise _differs(execution, len(deviations), recorded)
+    if _hash("\n".join(steps(execution)), 3) != meaning.trace:
+        raise _differs(execution, len(meaning.deviations), recorded)
+    _comes_back(meaning, execution)
     return execution
+
+
+def _comes_back(meaning: Meaning, execution: Execution) -> None:
+    """Looks whether the loop of a livelock ends where it began."""
+    loop = meaning.loop(execution.decisions)
+    if loop is None:
+        return
+    if not 0 <= loop < len(execution.decisions):
+        raise InvalidArgument(
+            "the loop of the replay string is longer than its schedule",
+            why=f"{meaning.loop_steps} of {len(execution.decisions)} steps",
+        )
+    if execute(meaning.program, execution.decisions[:loop]).values != execution.values:
+        raise ReplayDiffers(
+            f"the loop of the last {meaning.loop_steps} steps does not come back to where it began",
+            why="the program has changed since",
+            hint="explore it again",
+        )
 
 
 def _replay(

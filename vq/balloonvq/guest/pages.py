@@ -229,6 +229,18 @@ class PageAllocator:
             lib.pa_replace_isolated(self._pa, new.pfns[0], old.pfns[0]), old, Place.ISOLATED, "replaced"
         )
 
+    def trylock(self, pfn: int) -> bool:
+        """Takes a page's lock if it is free."""
+        return bool(lib.pa_trylock(self._pa, pfn))
+
+    def unlock(self, pfn: int) -> None:
+        """Releases a page's lock.
+
+        Raises:
+            CoreError: if nobody holds it.
+        """
+        check(lib.pa_unlock(self._pa, pfn), f"unlock page {pfn}")
+
     def adjust_managed(self, pages: int) -> None:
         """Adds to the pages that the kernel counts as its own; may be negative."""
         lib.pa_adjust_managed(self._pa, pages)
