@@ -18,8 +18,9 @@ from test_render import draw
 from balloonctl.commands.explore import _row
 from balloonctl.render.explore import render_explore, render_matrix, render_scenarios
 from balloonctl.render.explore_html import explore_page
-from balloonvq.explore import parallel
+from balloonvq.explore import live, parallel
 from balloonvq.explore import scenarios as library
+from balloonvq.explore.live import Confirmation
 from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import Result, Scenario
 from balloonvq.explore.verdict import Kind
@@ -146,9 +147,20 @@ class Explorer:
     def __init__(self) -> None:
         self.verdicts: dict[str, Callable[..., Result]] = {}
         self.calls: list[tuple[str, str, dict[str, str], Limits]] = []
+        #: How often bugs were to be confirmed, and whether the third time is to fail.
+        self.confirmed: list[int] = []
+        self.differs = False
 
     def program(self, design: Any, scenario: Scenario, options: Mapping[str, str]) -> None:
         """Refuses nothing."""
+
+    def confirm(self, explored: None, decisions: Any, *, loop: int | None, times: int) -> Confirmation:
+        """The real threads of results that are invented."""
+        del explored, decisions, loop
+        self.confirmed.append(times)
+        if self.differs:
+            return Confirmation(times, 2, 0.1, "step 3: W has ended", "the schedule has O: lock(b)", (), ())
+        return Confirmation(times, times, 0.1, "", "", ("they sleep",), ())
 
     def run(
         self,
@@ -176,6 +188,7 @@ def explorer(monkeypatch: pytest.MonkeyPatch) -> Explorer:
     monkeypatch.setattr(parallel, "processors", lambda: 1)
     monkeypatch.setattr(library, "run", explorer.run)
     monkeypatch.setattr(library, "program", explorer.program)
+    monkeypatch.setattr(live, "confirm", explorer.confirm)
     return explorer
 
 
@@ -334,6 +347,88 @@ def test_a_bug_that_is_found_is_replayed(own: bool, call: Callable[..., Ran], ho
         lost = call("replay", bug["replay"])
         assert lost.exit_code == 2
         assert "hint: give --design path/to/file.py:ClassName" in lost.stderr
+
+
+def test_a_bug_is_confirmed_on_real_threads(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    explorer.verdicts["oom-while-filling"] = broken
+    result = call("explore", "coarse")
+    assert result.exit_code == 3
+    assert "confirmed on real threads 10/10" in result.stdout
+    assert "confirmed on real threads 100/100" in call("explore", "coarse", "--confirm", "100").stdout
+    assert explorer.confirmed == [10, 100]
+    member = json.loads(call("explore", "coarse", "--json").stdout)["results"][1]["live"]
+    assert (member["times"], member["confirmed"], member["difference"]) == (10, 10, "")
+
+
+def test_confirmation_can_be_left_out(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    explorer.verdicts["oom-while-filling"] = broken
+    assert "real threads" not in call("explore", "coarse", "--confirm", "0").stdout
+    assert call("explore", "--all").exit_code == 3
+    assert explorer.confirmed == []
+    assert call("explore", "--all", "--confirm", "5").exit_code == 3
+    assert set(explorer.confirmed) == {5}
+
+
+def test_a_bug_that_is_not_there_on_real_threads_is_told(
+    explorer: Explorer, call: Callable[..., Ran]
+) -> None:
+    explorer.verdicts["oom-while-filling"] = broken
+    explorer.differs = True
+    result = call("explore", "coarse")
+    assert result.exit_code == 3
+    flat = " ".join(result.stdout.split())
+    assert (
+        "✗ NOT confirmed on real threads 2/10: run 3: step 3: W has ended (the schedule has O: lock(b))"
+        in flat
+    )
+
+
+def test_replay_live_forces_the_deadlock_on_real_threads(call: Callable[..., Ran]) -> None:
+    bug = json.loads(call("explore", "coarse", "--scenario", "oom-while-filling", "--json").stdout)[
+        "results"
+    ][0]
+    assert (bug["live"]["confirmed"], bug["live"]["times"]) == (10, 10)
+    shown = call("replay", bug["replay"], "--live", "--times", "5")
+    assert shown.exit_code == 0
+    assert shown.stdout.splitlines()[-1] == "confirmed on real threads 5/5"
+    assert "in a circle: each waits for the next" in shown.stdout
+    assert "#2 oom_lock" in shown.stdout
+    found = json.loads(call("replay", bug["replay"], "--live", "--json").stdout)
+    assert (found["kind"], found["what"]) == (bug["kind"], bug["what"])
+    assert (found["live"]["confirmed"], found["live"]["times"]) == (100, 100)
+    assert [task["owner"] for task in found["live"]["tasks"]] == ["O", "W"]
+
+
+def test_replay_shows_a_livelock_with_its_loop(call: Callable[..., Ran]) -> None:
+    explored = call("explore", "upstream", "--scenario", "oom-while-filling", "--json", "--confirm", "1")
+    bug = json.loads(explored.stdout)["results"][0]
+    assert bug["live"]["confirmed"] == 1
+    found = json.loads(call("replay", bug["replay"], "--json").stdout)
+    assert found["kind"] == "livelock"
+    assert found["live"] is None
+    assert found["schedule"]["loop"] == bug["schedule"]["loop"]
+    shown = call("replay", bug["replay"])
+    assert "*** LIVELOCK *** O for ever without progress" in shown.stdout
+
+
+def test_replay_live_that_differs_is_exit_code_1(
+    call: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explorer = Explorer()
+    explorer.differs = True
+    monkeypatch.setattr(live, "confirm", explorer.confirm)
+    explored = call("explore", "coarse", "--scenario", "oom-while-filling", "--json", "--confirm", "0")
+    string = json.loads(explored.stdout)["results"][0]["replay"]
+    result = call("replay", string, "--live")
+    assert result.exit_code == 1
+    assert explorer.confirmed == [100]
+    assert "NOT confirmed on real threads 2/100" in result.stdout
+
+
+def test_times_without_live_is_refused(call: Callable[..., Ran]) -> None:
+    result = call("replay", "bx1.ne6d.00m40r5.zrtz", "--times", "3")
+    assert result.exit_code == 2
+    assert "give --live" in result.stderr
 
 
 def test_a_replay_string_with_a_typing_error(call: Callable[..., Ran]) -> None:

@@ -12,19 +12,24 @@ from balloonctl.command import command
 from balloonctl.commands.machines import complete_design, design_options
 from balloonctl.context import App, pass_app
 from balloonctl.output import Format, report
+from balloonvq.counters import to_document
 from balloonvq.errors import BalloonError, InvalidArgument
 
 if TYPE_CHECKING:
     from balloonvq.driver.designs import Design
+    from balloonvq.explore.live import Confirmation
     from balloonvq.explore.parallel import Task
     from balloonvq.explore.product import Limits, Progress
     from balloonvq.explore.scenarios import Result, Scenario
     from balloonvq.explore.timeline import Timeline
     from balloonvq.explore.verdict import Schedule
 
-__all__ = ["explore", "timeline_members"]
+__all__ = ["confirmation_members", "explore", "timeline_members"]
 
 _BUG, _INCOMPLETE = 3, 5
+
+#: Runs of each bug on real threads, if nobody says how many.
+_CONFIRM = 10
 
 
 def _complete_scenario(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -102,6 +107,19 @@ def timeline_members(timeline: Timeline) -> dict[str, Any]:
     }
 
 
+def confirmation_members(confirmation: Confirmation) -> dict[str, Any]:
+    """What became of a schedule on real threads, as JSON."""
+    return {
+        "times": confirmation.times,
+        "confirmed": confirmation.confirmed,
+        "seconds": confirmation.seconds,
+        "difference": confirmation.difference,
+        "why": confirmation.why,
+        "seen": list(confirmation.seen),
+        "tasks": [to_document(task) for task in confirmation.tasks],
+    }
+
+
 def _design(name: str) -> type[Design]:
     """The design; what `find` hints at for `start` is said for this command."""
     from balloonvq.driver.designs import find
@@ -113,7 +131,27 @@ def _design(name: str) -> type[Design]:
         raise
 
 
-def _row(design: str, given: dict[str, str], result: Result) -> dict[str, Any]:
+def _confirmed(task: Task, result: Result, times: int) -> dict[str, Any] | None:
+    """What became of a bug's shortest schedule on real threads; None if that was not tried."""
+    bug = result.verdict.bug
+    if bug is None or not times:
+        return None
+    from balloonvq.explore import live
+    from balloonvq.explore.scenarios import program
+
+    shortest = bug.shortest
+    explored = program(_design(task.design), task.scenario, task.options)
+    try:
+        confirmation = live.confirm(explored, shortest.decisions, loop=shortest.loop, times=times)
+    except BalloonError as error:
+        # The verdict stands without it: a thread that cannot be ended, say, or no memory for a guest.
+        confirmation = live.Confirmation(times, 0, 0.0, str(error), error.why, (), ())
+    return confirmation_members(confirmation)
+
+
+def _row(
+    design: str, given: dict[str, str], result: Result, live: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """A result as a member of the document; the design as it was typed."""
     verdict = result.verdict
     bug, timeline = verdict.bug, result.timeline
@@ -135,6 +173,7 @@ def _row(design: str, given: dict[str, str], result: Result) -> dict[str, Any]:
         "schedule": None if bug is None or timeline is None else _schedule(bug.shortest, timeline),
         "replay": result.replay,
         "fewest_preemptions": _fewest(result),
+        "live": live,
     }
 
 
@@ -165,7 +204,7 @@ def _searching(progress: Progress, limits: Limits) -> str:
 
 
 def _explored(
-    app: App, tasks: list[Task], jobs: int | None, executor: str | None, *, streamed: bool
+    app: App, tasks: list[Task], jobs: int | None, executor: str | None, *, confirm: int, streamed: bool
 ) -> list[dict[str, Any]]:
     """The results; `streamed` writes a line about each as soon as it is there."""
     from balloonctl.progress import exploring
@@ -183,7 +222,9 @@ def _explored(
         with closing(every) as coming:
             for number, task in enumerate(tasks):
                 bar.scenario(number, len(tasks), f"{task.design} / {task.scenario.name}")
-                results.append(_row(task.design, task.options, next(coming)))
+                result = next(coming)
+                live = _confirmed(task, result, confirm)
+                results.append(_row(task.design, task.options, result, live))
                 if streamed:
                     with bar.aside():
                         if number == 0:
@@ -248,6 +289,12 @@ def _exit_code(results: Iterable[dict[str, Any]]) -> int:
     metavar="dask:ADDRESS",
     help="Explore on the dask cluster whose scheduler listens at ADDRESS (needs balloonctl[dask]).",
 )
+@click.option(
+    "--confirm",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help=f"Force each bug N times on real threads too; 0 does not.  [default: {_CONFIRM}; with --all 0]",
+)
 @click.pass_context
 @pass_app
 def explore(
@@ -264,6 +311,7 @@ def explore(
     max_seconds: float,
     jobs: int | None,
     executor: str | None,
+    confirm: int | None,
 ) -> int:
     """Look at every interleaving of a locking design: PROVED, a BUG with its shortest schedule, or INCOMPLETE.
 
@@ -300,10 +348,11 @@ def explore(
         tasks += [(name, kind, one) for one in (chosen or fits) if one in fits or not every]
     for _, kind, one in tasks:
         program(kind, one, options)  # refuses what makes no sense before anything has taken time
+    times = (0 if every else _CONFIRM) if confirm is None else confirm
     streamed = app.settings.output is Format.TABLE and not every and html != "-"
     work = [Task(name, one, options, limits) for name, _, one in tasks]
     with nullcontext() if html is None else report(html) as file:
-        results = _explored(app, work, jobs, executor, streamed=streamed)
+        results = _explored(app, work, jobs, executor, confirm=times, streamed=streamed)
         document = {
             "schema": "balloonctl/explore/1",
             "seconds": sum(result["seconds"] for result in results),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from balloonctl.command import command
-from balloonctl.commands.explore import timeline_members
+from balloonctl.commands.explore import confirmation_members, timeline_members
 from balloonctl.commands.machines import complete_design
 from balloonctl.context import App, pass_app
 from balloonvq.errors import InvalidArgument
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from balloonvq.runtime.controlled import Execution
 
 __all__ = ["replay"]
+
+_FAILED = 1
+
+#: Runs on real threads, if nobody says how many.
+_TIMES = 100
 
 
 class _Known(NamedTuple):
@@ -68,13 +73,29 @@ def _waiting(execution: Execution) -> str:
     shell_complete=complete_design,
     help="Of a design of your own: path/to/file.py:ClassName.",
 )
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Force it on real threads too, over guest memory, C rings and the C device, and compare the end.",
+)
+@click.option(
+    "--times",
+    type=click.IntRange(min=1),
+    help=f"With --live: how often.  [default: {_TIMES}]",
+)
+@click.pass_context
 @pass_app
-def replay(app: App, /, string: str, design: str | None) -> int:
+def replay(
+    app: App, ctx: click.Context, /, string: str, design: str | None, live: bool, times: int | None
+) -> int:
     """Execute the schedule that STRING stands for, and show its timeline.
 
     `balloonctl explore` prints such a string with each bug. It counts steps, so it outlives changes of line numbers and
-    of private code; where the design's steps have changed, this says so, and exits with 1.
+    of private code; where the design's steps have changed, this says so, and exits with 1. So it does if a run with
+    --live ends otherwise than the explorer says.
     """
+    if times is not None and not live:
+        raise click.UsageError("--times counts runs on real threads; give --live", ctx)
     from balloonctl.render.explore import render_replay
     from balloonvq.driver.designs import DESIGNS
     from balloonvq.explore import replay as library
@@ -88,7 +109,7 @@ def replay(app: App, /, string: str, design: str | None) -> int:
             yield known.program
 
     try:
-        meant = library.decode(string, programs())[0]
+        meaning = library.decode(string, programs())
     except InvalidArgument as error:
         error.hint = error.hint or (
             "balloonctl explore DESIGN finds its bugs again"
@@ -96,18 +117,28 @@ def replay(app: App, /, string: str, design: str | None) -> int:
             else "give --design path/to/file.py:ClassName if the design is your own"
         )
         raise
+    meant = meaning.program
     known = next(one for one in seen if one.program is meant)
     execution = library.replay(string, [meant])
     decisions = execution.decisions
+    loop = meaning.loop(decisions)
+    end = library.ending(execution, loop)
+    confirmation = None
+    if live:
+        from balloonvq.explore.live import confirm
+
+        confirmation = confirm(meant, decisions, loop=loop, times=times or _TIMES)
     document: dict[str, Any] = {
         "schema": "balloonctl/replay/1",
         "design": known.design,
         "set": known.changed,
         "options": known.options,
         "scenario": known.scenario,
-        "what": _waiting(execution),
-        "schedule": {"length": len(decisions), **timeline_members(timeline(meant, decisions))},
+        "kind": None if end is None else end.kind.value,
+        "what": _waiting(execution) if end is None else end.what,
+        "schedule": {"length": len(decisions), **timeline_members(timeline(meant, decisions, loop=loop))},
         "replay": string.strip(),
+        "live": None if confirmation is None else confirmation_members(confirmation),
     }
     app.emit(document, render_replay)
-    return 0
+    return 0 if confirmation is None or confirmation.holds else _FAILED

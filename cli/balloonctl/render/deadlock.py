@@ -18,7 +18,7 @@ from rich.text import Text
 
 from balloonctl.render.units import duration
 
-__all__ = ["render_deadlock"]
+__all__ = ["render_deadlock", "render_tasks"]
 
 _COLUMNS = 3
 _BAD = "bold red"
@@ -60,8 +60,8 @@ def _wants(task: Mapping[str, Any]) -> Text:
     return Text.assemble(
         "waits for\n    ",
         (task["wants"], _BAD),
-        f"\n    at {task['wants_where']}\n    held by ",
-        (task["owner"], "bold"),
+        f"\n    at {task['wants_where']}",
+        *(("\n    held by ", (task["owner"], "bold")) if task["owner"] else ()),
     )
 
 
@@ -85,10 +85,12 @@ def _row_of(tasks: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def render_tasks(tasks: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """What each holds, waits for, and where it stands."""
+    groups = zip_longest(*[iter(tasks)] * min(_COLUMNS, max(1, len(tasks))))
+    return [_row_of([task for task in group if task is not None]) for group in groups]
+
+
 def render_deadlock(report: Mapping[str, Any]) -> RenderableType:
     """The whole report."""
-    tasks = list(report["tasks"])
-    groups = zip_longest(*[iter(tasks)] * min(_COLUMNS, max(1, len(tasks))))
-    return Group(
-        _heading(report), *(_row_of([task for task in group if task is not None]) for group in groups)
-    )
+    return Group(_heading(report), *render_tasks(report["tasks"]))

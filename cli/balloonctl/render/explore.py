@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from balloonctl.render.live import confirmed, render_live
 from balloonctl.render.timeline import BAD, drawn, length, seen
 from balloonctl.render.units import duration, plural
 
@@ -86,6 +87,8 @@ def _bug(result: Mapping[str, Any]) -> RenderableType:
     if schedule is not None:
         parts += drawn(schedule)
     parts.append(Text.assemble((f" *** {name} *** ", BAD), result["what"]))
+    if result["live"] is not None:
+        parts.append(Text(" ") + confirmed(result["live"]))
     fewest = result["fewest_preemptions"]
     if fewest is not None:
         words = [f" With fewer preemptions: {length(fewest)}", replay_command(result, fewest["replay"])]
@@ -163,14 +166,20 @@ def render_explore(document: Mapping[str, Any]) -> RenderableType:
 
 
 def render_replay(document: Mapping[str, Any]) -> RenderableType:
-    """One schedule again, without a verdict."""
+    """One schedule again, with what is wrong at its end, and what became of it on real threads."""
     schedule = seen(document)
     heading = [
         Text.assemble(("REPLAY", "bold"), f"  {design_name(document)} / ", (document["scenario"], "bold")),
         Text(plural(schedule["length"], "step")),
         Text(document["replay"]),
     ]
-    return Group(_Joined(heading), *drawn(schedule))
+    parts: list[RenderableType] = [_Joined(heading), *drawn(schedule)]
+    if document["kind"] is not None:
+        name = KINDS[document["kind"]][1]
+        parts.append(Text.assemble((f" *** {name} *** ", BAD), document["what"]))
+    if document["live"] is not None:
+        parts.append(render_live(document["live"]))
+    return Group(*parts)
 
 
 def _matrix_cell(result: Mapping[str, Any] | None) -> Text:

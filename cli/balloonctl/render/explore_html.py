@@ -11,6 +11,7 @@ from html import escape
 from typing import Any
 
 from balloonctl.render.explore import KINDS, design_name, replay_command, totals, verdict
+from balloonctl.render.live import confirmed
 from balloonctl.render.page import page, table
 from balloonctl.render.timeline import length, rows, seen, summary
 
@@ -103,6 +104,8 @@ def _bug(result: Mapping[str, Any]) -> str:
         said = summary(schedule)
         if said:
             parts.append(f"<p>{escape(said)}</p>")
+    if result["live"] is not None:
+        parts.append(f"<p>{escape(confirmed(result['live']).plain)}</p>")
     if result["replay"]:
         parts.append(_replay(result["replay"], result))
     fewest = result["fewest_preemptions"]
