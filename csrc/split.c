@@ -26,9 +26,12 @@
  *   driver   used_next <= used_seen <= published <= added
  *   device   avail_next <= avail_seen              used_published <= used_next
  *
- * Driver, in words. Free descriptors form a list in private memory; nothing
- * that the device could have changed is ever read back from the table. add()
- * takes descriptors from the list, fills them and writes the head into the next
+ * Driver, in words. Free descriptors form a queue in private memory; nothing
+ * that the device could have changed is ever read back from the table. (A queue
+ * and not a stack: the descriptor that is wanted next is then never the one that
+ * came back last, so that add() need not wait for the entry that named it, and
+ * neighbours in time are neighbours in the table, four to a cache line.) add()
+ * takes descriptors from it, fills them and writes the head into the next
  * ring slot. publish() stores idx once for the whole batch. get_used() compares
  * used idx with its cached copy and looks at shared memory only when the cache
  * runs out.
@@ -124,8 +127,7 @@ struct slot {
 	uint64_t token;    /* head: the caller's name for the buffer */
 	uint64_t position; /* head: number of the buffer, from 0; POSITION_FREE if no head */
 	uint16_t count;    /* head: descriptors in the chain */
-	uint16_t last;     /* head: its last descriptor */
-	uint16_t next;     /* next descriptor of the chain or of the free list */
+	uint16_t next;     /* next descriptor of the chain, if it has one */
 };
 
 struct split_driver {
@@ -134,13 +136,12 @@ struct split_driver {
 	bool event_idx;          /* VQ_F_EVENT_IDX was negotiated */
 	bool indirect;           /* VQ_F_INDIRECT_DESC was negotiated */
 	bool calls_disabled;     /* the last wish was "no calls" */
-	uint16_t free_head;      /* first free descriptor; meaningful if free_count > 0 */
-	uint32_t free_count;     /* free descriptors */
 	uint32_t size;           /* descriptors in all */
 	uint32_t mask;           /* size - 1 */
 	uint8_t *desc;           /* descriptor table */
 	uint8_t *avail;          /* available ring */
 	uint8_t *used;           /* used ring */
+	uint16_t *free;          /* queue of the free descriptors, behind the slots */
 	const struct gm *mem;    /* to check segments */
 	struct gm_window window; /* last region that held a segment */
 
@@ -149,6 +150,8 @@ struct split_driver {
 	uint64_t kick_old;  /* `published` when a kick was last thought about */
 	uint64_t used_seen; /* used entries known to be there (cached used idx) */
 	uint64_t used_next; /* used entries taken */
+	uint64_t free_next; /* descriptors taken from free[]; entry number i stands at i mod size */
+	uint64_t free_end;  /* descriptors put into it */
 
 	uint64_t publications;     /* counter: index stores */
 	uint64_t kicks;            /* counter: kicks asked for */
@@ -185,7 +188,7 @@ int split_driver_create(struct gm *mem, const struct vq_config *config, struct v
 
 	if (split_layout(size, &layout))
 		return -EINVAL;
-	vq = vq_alloc(sizeof(*vq) + size * sizeof(vq->slots[0]));
+	vq = vq_alloc(sizeof(*vq) + size * (sizeof(vq->slots[0]) + sizeof(vq->free[0])));
 	if (!vq)
 		return -ENOMEM;
 	vq->half.format = VQ_FORMAT_SPLIT;
@@ -197,10 +200,11 @@ int split_driver_create(struct gm *mem, const struct vq_config *config, struct v
 	vq->desc = gm_at(mem, config->desc_addr, layout.desc_bytes);
 	vq->avail = gm_at(mem, config->driver_addr, layout.driver_bytes);
 	vq->used = gm_at(mem, config->device_addr, layout.device_bytes);
-	vq->free_count = size;
+	vq->free = (uint16_t *)&vq->slots[size];
+	vq->free_end = size;
 	for (uint32_t i = 0; i < size; i++) {
 		vq->slots[i].position = POSITION_FREE;
-		vq->slots[i].next = (uint16_t)(i + 1); /* the last one's is never followed */
+		vq->free[i] = (uint16_t)i;
 	}
 
 	/* Memory may hold anything, also the remains of a ring before (SPLIT-DRV-19). This is the
@@ -264,20 +268,46 @@ static unsigned segment_flags(unsigned i, unsigned readable, unsigned count)
 	return (i >= readable ? DESC_F_WRITE : 0) | (i + 1 < count ? DESC_F_NEXT : 0);
 }
 
+static inline uint32_t free_count(const struct split_driver *vq)
+{
+	return (uint32_t)(vq->free_end - vq->free_next);
+}
+
+/* The i-th free descriptor. */
+static inline uint16_t free_at(const struct split_driver *vq, uint64_t i)
+{
+	return vq->free[(vq->free_next + i) & vq->mask];
+}
+
 /* Remembers the buffer and writes its head into the next ring slot. */
-static inline void stage(struct split_driver *vq, uint16_t head, uint16_t last, unsigned count,
-			 uint64_t token)
+static inline void stage(struct split_driver *vq, uint16_t head, unsigned count, uint64_t token)
 {
 	struct slot *slot = &vq->slots[head];
 
-	vq->free_head = vq->slots[last].next;
-	vq->free_count -= count;
+	vq->free_next += count;
 	slot->token = token;
 	slot->position = vq->added;
 	slot->count = (uint16_t)count; /* <= 32768 */
-	slot->last = last;
 	le16_store(vq->avail + RING_ENTRIES + AVAIL_ENTRY * (vq->added & vq->mask), head);
 	vq->added++;
+}
+
+/*
+ * The balloon's own case, one descriptor, without the loops: the same checks for one segment. A
+ * broken queue shows no free descriptor here. False: split_driver_add() finds out what is wrong.
+ */
+static inline bool add_one(struct split_driver *vq, const struct vq_segment *segment, bool writable,
+			   uint64_t token)
+{
+	const uint16_t head = free_at(vq, 0);
+
+	if (unlikely(free_count(vq) == 0 || segment->len == 0 ||
+		     !gm_at_window(vq->mem, &vq->window, segment->addr, segment->len)))
+		return false;
+	desc_store(vq->desc + (size_t)DESC_BYTES * head, segment->addr,
+		   desc_rest(segment->len, writable ? DESC_F_WRITE : 0, 0));
+	stage(vq, head, 1, token);
+	return true;
 }
 
 int split_driver_add(struct vq_driver *half, const struct vq_segment *segments, unsigned readable,
@@ -285,40 +315,32 @@ int split_driver_add(struct vq_driver *half, const struct vq_segment *segments, 
 {
 	struct split_driver *vq = driver_of(half);
 	unsigned count = readable + writable;
-	uint16_t at = vq->free_head;
+	uint16_t head = free_at(vq, 0);
+	uint16_t at = head;
 	int rc;
 
-	/* The balloon's own case, one descriptor, without the loops: the same checks for one
-	 * segment. A broken queue shows no free descriptor here. readable <= 1 is there since
-	 * the sum may have wrapped. */
-	if (likely(count == 1 && readable <= 1 && vq->free_count)) {
-		if (likely(segments->len &&
-			   gm_at_window(vq->mem, &vq->window, segments->addr, segments->len))) {
-			desc_store(vq->desc + (size_t)DESC_BYTES * at, segments->addr,
-				   desc_rest(segments->len, readable ? 0 : DESC_F_WRITE, 0));
-			stage(vq, at, at, 1, token);
-			return 0;
-		}
-	}
+	/* readable <= 1 is there since the sum may have wrapped. */
+	if (likely(count == 1 && readable <= 1 && add_one(vq, segments, !readable, token)))
+		return 0;
 
 	rc = check_segments(vq, segments, readable, writable);
 	if (rc)
 		return rc;
-	if (count > vq->free_count)
+	if (count > free_count(vq))
 		return -ENOSPC;
 
 	for (unsigned i = 0;; i++) {
 		uint8_t *desc = vq->desc + (size_t)DESC_BYTES * at;
-		uint16_t next = vq->slots[at].next;
 		unsigned flags = segment_flags(i, readable, count);
+		uint16_t next = flags & DESC_F_NEXT ? free_at(vq, i + 1) : 0;
 
-		desc_store(desc, segments[i].addr,
-			   desc_rest(segments[i].len, flags, flags & DESC_F_NEXT ? next : 0));
+		desc_store(desc, segments[i].addr, desc_rest(segments[i].len, flags, next));
 		if (!(flags & DESC_F_NEXT))
 			break;
+		vq->slots[at].next = next;
 		at = next;
 	}
-	stage(vq, vq->free_head, at, count, token);
+	stage(vq, head, count, token);
 	return 0;
 }
 
@@ -328,7 +350,7 @@ int split_driver_add_indirect(struct vq_driver *half, const struct vq_segment *s
 {
 	struct split_driver *vq = driver_of(half);
 	unsigned count = readable + writable;
-	uint16_t head = vq->free_head;
+	uint16_t head = free_at(vq, 0);
 	uint8_t *table, *desc;
 	int rc;
 
@@ -340,7 +362,7 @@ int split_driver_add_indirect(struct vq_driver *half, const struct vq_segment *s
 	table = gm_at_window(vq->mem, &vq->window, table_addr, (uint64_t)DESC_BYTES * count);
 	if (!table)
 		return -EFAULT;
-	if (vq->free_count == 0)
+	if (free_count(vq) == 0)
 		return -ENOSPC;
 
 	/* Entries in order, from 0 (SPLIT-DEV-08); no INDIRECT among them (SPLIT-DRV-08). */
@@ -355,7 +377,7 @@ int split_driver_add_indirect(struct vq_driver *half, const struct vq_segment *s
 	/* INDIRECT alone: never with NEXT (SPLIT-DRV-10). */
 	desc = vq->desc + (size_t)DESC_BYTES * head;
 	desc_store(desc, table_addr, desc_rest(DESC_BYTES * count, DESC_F_INDIRECT, 0));
-	stage(vq, head, head, 1, token);
+	stage(vq, head, 1, token);
 	return 0;
 }
 
@@ -403,7 +425,7 @@ int split_driver_kick_needed(struct vq_driver *half)
 static __attribute__((cold)) int driver_break(struct split_driver *vq, enum vq_broken reason)
 {
 	vq->half.broken = reason;
-	vq->free_count = 0;
+	vq->free_next = vq->free_end;
 	vq->used_seen = vq->used_next;
 	return -EIO;
 }
@@ -416,16 +438,17 @@ int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32_t *len
 	uint32_t id;
 
 	if (vq->used_next == vq->used_seen) {
+		uint16_t idx, fresh;
+
 		if (unlikely(vq->half.broken))
 			return -EIO;
 		/* Acquire: used idx before the used entries and before whatever the device wrote
 		 * into the buffers, which it stored before idx (T-20). */
-		uint16_t idx = le16_load_acquire(vq->used + RING_IDX);
-		uint16_t fresh = (uint16_t)(idx - (uint16_t)vq->used_next);
-
+		idx = le16_load_acquire(vq->used + RING_IDX);
+		fresh = (uint16_t)(idx - (uint16_t)vq->used_next);
 		if (fresh == 0)
 			return 0;
-		if (fresh > vq->published - vq->used_next)
+		if (unlikely(fresh > vq->published - vq->used_next))
 			return driver_break(vq, VQ_BROKEN_USED_IDX);
 		vq->used_seen = vq->used_next + fresh;
 	}
@@ -434,20 +457,22 @@ int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32_t *len
 	id = le32_load(entry + USED_ID);
 	/* One comparison refuses free descriptors, middles of chains (both POSITION_FREE) and
 	 * buffers that are staged but were never shown. */
-	if (id >= vq->size || vq->slots[id].position >= vq->published)
+	if (unlikely(id >= vq->size || vq->slots[id].position >= vq->published))
 		return driver_break(vq, VQ_BROKEN_USED_ID);
 
 	slot = &vq->slots[id];
 	slot->position = POSITION_FREE;
-	vq->slots[slot->last].next = vq->free_head;
-	vq->free_head = (uint16_t)id;
-	vq->free_count += slot->count;
 	vq->used_next++;
 	if (token)
 		*token = slot->token;
 	if (len)
 		*len = le32_load(entry + USED_LEN);
-	return 1;
+	/* Last, as it reuses `id`. */
+	for (unsigned left = slot->count;; id = vq->slots[id].next) {
+		vq->free[vq->free_end++ & vq->mask] = (uint16_t)id;
+		if (likely(--left == 0))
+			return 1;
+	}
 }
 
 void split_driver_disable_calls(struct vq_driver *half)
@@ -492,7 +517,7 @@ unsigned split_driver_outstanding(const struct vq_driver *half)
 
 unsigned split_driver_free(const struct vq_driver *half)
 {
-	return driver_of_const(half)->free_count;
+	return free_count(driver_of_const(half));
 }
 
 void split_driver_counters_get(const struct vq_driver *half, struct vq_driver_counters *out)
@@ -530,8 +555,8 @@ struct split_device {
 	uint64_t used_published; /* of those, visible: low 16 bits are the idx in memory */
 	uint64_t call_old;       /* `used_published` when a call was last thought about */
 
-	uint64_t popped;           /* counter: chains taken */
-	uint64_t pushed;           /* counter: used entries staged */
+	uint64_t avail_base;       /* avail_next at the start: the chains taken come of it */
+	uint64_t used_base;        /* used_next at the start: the entries staged */
 	uint64_t calls;            /* counter: calls asked for */
 	uint64_t calls_suppressed; /* counter: calls spared */
 
@@ -595,6 +620,8 @@ void split_device_set_base(struct vq_device *half, uint16_t avail_idx, uint16_t 
 {
 	struct split_device *vq = device_of(half);
 
+	vq->avail_base = avail_idx - (vq->avail_next - vq->avail_base); /* counts go on */
+	vq->used_base = used_idx - (vq->used_next - vq->used_base);
 	vq->avail_next = vq->avail_seen = avail_idx;
 	vq->used_next = vq->used_published = vq->call_old = used_idx;
 	vq->call_always = true;
@@ -742,7 +769,6 @@ static __attribute__((noinline)) int pop_chain(struct split_device *vq, struct v
 	if (reason)
 		return device_break(vq, reason);
 	vq->avail_next++;
-	vq->popped++;
 	chain->segments = vq->segments;
 	chain->count = walk.count;
 	chain->readable = walk.readable;
@@ -794,7 +820,6 @@ int split_device_pop(struct vq_device *half, struct vq_chain *chain)
 	vq->segments[0].len = desc.len;
 	vq->segments[0].guest_addr = desc.addr;
 	vq->avail_next++;
-	vq->popped++;
 	chain->segments = vq->segments;
 	chain->count = 1;
 	chain->readable = !writable;
@@ -822,7 +847,6 @@ void split_device_push(struct vq_device *half, uint16_t head, uint32_t len)
 	le32_store(entry + USED_ID, head);
 	le32_store(entry + USED_LEN, len);
 	vq->used_next++;
-	vq->pushed++;
 }
 
 unsigned split_device_publish(struct vq_device *half)
@@ -904,8 +928,8 @@ void split_device_counters_get(const struct vq_device *half, struct vq_device_co
 {
 	const struct split_device *vq = device_of_const(half);
 
-	out->popped = vq->popped;
-	out->pushed = vq->pushed;
+	out->popped = vq->avail_next - vq->avail_base;
+	out->pushed = vq->used_next - vq->used_base;
 	out->calls = vq->calls;
 	out->calls_suppressed = vq->calls_suppressed;
 }
