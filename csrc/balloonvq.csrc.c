@@ -1,4 +1,5 @@
 #include "balloon_device.h"
+#include "bench_ring.h"
 #include "chain.h"
 #include "discard.h"
 #include "guest_memory.h"

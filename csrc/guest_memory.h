@@ -101,16 +101,24 @@ struct gm_window {
 	uint8_t *host;       /* as in gm_region */
 };
 
-/* gm_at() that looks into the window first and moves it on a miss. */
-void *gm_at_slow(const struct gm *mem, struct gm_window *window, uint64_t addr, uint64_t len);
-static inline void *gm_at_window(const struct gm *mem, struct gm_window *window, uint64_t addr,
-				 uint64_t len)
+/* Host address of [addr, addr + len), or NULL unless the window holds all of it. */
+static inline void *gm_in_window(const struct gm_window *window, uint64_t addr, uint64_t len)
 {
 	uint64_t offset = addr - window->guest_addr; /* wraps to a huge value below the region */
 
 	if (__builtin_expect(offset < window->size && len <= window->size - offset, 1))
 		return window->host + offset;
-	return gm_at_slow(mem, window, addr, len);
+	return NULL;
+}
+
+/* gm_at() that looks into the window first and moves it on a miss. */
+void *gm_at_slow(const struct gm *mem, struct gm_window *window, uint64_t addr, uint64_t len);
+static inline void *gm_at_window(const struct gm *mem, struct gm_window *window, uint64_t addr,
+				 uint64_t len)
+{
+	void *host = gm_in_window(window, addr, len);
+
+	return __builtin_expect(host != NULL, 1) ? host : gm_at_slow(mem, window, addr, len);
 }
 
 /* Bytes of RAM in all regions. */

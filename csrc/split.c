@@ -292,38 +292,16 @@ static inline void stage(struct split_driver *vq, uint16_t head, unsigned count,
 	vq->added++;
 }
 
-/*
- * The balloon's own case, one descriptor, without the loops: the same checks for one segment. A
- * broken queue shows no free descriptor here. False: split_driver_add() finds out what is wrong.
- */
-static inline bool add_one(struct split_driver *vq, const struct vq_segment *segment, bool writable,
-			   uint64_t token)
+/* Any buffer; as split_driver_add(). */
+static __attribute__((noinline)) int add_chain(struct split_driver *vq,
+					       const struct vq_segment *segments, unsigned readable,
+					       unsigned writable, uint64_t token)
 {
 	const uint16_t head = free_at(vq, 0);
-
-	if (unlikely(free_count(vq) == 0 || segment->len == 0 ||
-		     !gm_at_window(vq->mem, &vq->window, segment->addr, segment->len)))
-		return false;
-	desc_store(vq->desc + (size_t)DESC_BYTES * head, segment->addr,
-		   desc_rest(segment->len, writable ? DESC_F_WRITE : 0, 0));
-	stage(vq, head, 1, token);
-	return true;
-}
-
-int split_driver_add(struct vq_driver *half, const struct vq_segment *segments, unsigned readable,
-		     unsigned writable, uint64_t token)
-{
-	struct split_driver *vq = driver_of(half);
 	unsigned count = readable + writable;
-	uint16_t head = free_at(vq, 0);
 	uint16_t at = head;
-	int rc;
+	int rc = check_segments(vq, segments, readable, writable);
 
-	/* readable <= 1 is there since the sum may have wrapped. */
-	if (likely(count == 1 && readable <= 1 && add_one(vq, segments, !readable, token)))
-		return 0;
-
-	rc = check_segments(vq, segments, readable, writable);
 	if (rc)
 		return rc;
 	if (count > free_count(vq))
@@ -341,6 +319,25 @@ int split_driver_add(struct vq_driver *half, const struct vq_segment *segments, 
 		at = next;
 	}
 	stage(vq, head, count, token);
+	return 0;
+}
+
+int split_driver_add(struct vq_driver *half, const struct vq_segment *segments, unsigned readable,
+		     unsigned writable, uint64_t token)
+{
+	struct split_driver *vq = driver_of(half);
+	const uint16_t head = free_at(vq, 0);
+
+	/* The balloon's own case, one descriptor where the last one was, without the loops: the
+	 * same checks for one segment. A broken queue shows no free descriptor here. readable <= 1
+	 * is there since the sum may have wrapped. */
+	if (unlikely(readable + writable != 1 || readable > 1 || free_count(vq) == 0 ||
+		     segments->len == 0 ||
+		     !gm_in_window(&vq->window, segments->addr, segments->len)))
+		return add_chain(vq, segments, readable, writable, token);
+	desc_store(vq->desc + (size_t)DESC_BYTES * head, segments->addr,
+		   desc_rest(segments->len, writable ? DESC_F_WRITE : 0, 0));
+	stage(vq, head, 1, token);
 	return 0;
 }
 
@@ -759,7 +756,7 @@ static inline enum vq_broken walk_chain(struct split_device *vq, struct walk *wa
 	}
 }
 
-/* Everything but a chain of one plain descriptor. 1, or -EIO with the queue broken. */
+/* Any chain, from its first descriptor. 1, or -EIO with the queue broken. */
 static __attribute__((noinline)) int pop_chain(struct split_device *vq, struct vq_chain *chain,
 					       uint16_t head, struct desc first)
 {
@@ -807,13 +804,11 @@ int split_device_pop(struct vq_device *half, struct vq_chain *chain)
 	head = le16_load(vq->avail + RING_ENTRIES + AVAIL_ENTRY * (vq->avail_next & vq->mask));
 	if (unlikely(head >= vq->size))
 		return device_break(vq, VQ_BROKEN_HEAD);
-	/* The balloon's own case, one plain descriptor, without the walk. */
+	/* The balloon's own case, one plain descriptor where the last one was, without the walk. */
 	desc = desc_load(vq, head);
-	if (desc.flags & (DESC_F_NEXT | DESC_F_INDIRECT) || desc.len == 0)
+	base = gm_in_window(&vq->window, desc.addr, desc.len);
+	if (unlikely(desc.flags & (DESC_F_NEXT | DESC_F_INDIRECT) || desc.len == 0 || !base))
 		return pop_chain(vq, chain, head, desc);
-	base = gm_at_window(vq->mem, &vq->window, desc.addr, desc.len);
-	if (unlikely(!base))
-		return device_break(vq, VQ_BROKEN_ADDRESS);
 
 	writable = desc.flags & DESC_F_WRITE;
 	vq->segments[0].base = base;
