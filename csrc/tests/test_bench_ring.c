@@ -52,7 +52,7 @@ static void test_split_drv_26_two_pollers_get_every_token_back(void)
 							.queue_size = sizes[i],
 							.batch = batch,
 							.outstanding = sizes[i],
-							.buffers = BUFFERS / 8,
+							.buffers = BUFFERS / 8 / 64 * 64,
 							.cpus = anywhere});
 }
 
