@@ -70,7 +70,8 @@ static void test_split_drv_28_two_sleepers_get_every_token_back(void)
 		    .buffers = outstanding[i] == 1 ? WAKES : BUFFERS / 4,
 		    .cpus = anywhere});
 
-		t_check(result.kicks > 0 && result.calls > 0 && result.sleeps > 0);
+		/* Every sleep was ended by a notification. */
+		t_check(result.sleeps <= result.kicks + result.calls);
 		t_check(result.kicks <= BUFFERS && result.calls <= BUFFERS);
 	}
 }
