@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -223,14 +224,14 @@ def _explored(
             for number, task in enumerate(tasks):
                 bar.scenario(number, len(tasks), f"{task.design} / {task.scenario.name}")
                 result = next(coming)
-                live = _confirmed(task, result, confirm)
-                results.append(_row(task.design, task.options, result, live))
+                results.append(_row(task.design, task.options, result, None))
                 if streamed:
                     with bar.aside():
                         if number == 0:
                             app.stdout.print(heading(results[0]))
                         app.stdout.print(line(results[-1], width))
                         app.stdout.file.flush()
+                results[-1] = _row(task.design, task.options, result, _confirmed(task, result, confirm))
     return results
 
 
@@ -295,6 +296,18 @@ def _exit_code(results: Iterable[dict[str, Any]]) -> int:
     metavar="N",
     help=f"Force each bug N times on real threads too; 0 does not.  [default: {_CONFIRM}; with --all 0]",
 )
+@click.option(
+    "--checkpoint",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep the search of the one --scenario in FILE: every 10 seconds, when it is given up, and at Ctrl-C.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Go on with the search in FILE, and keep it there.",
+)
 @click.pass_context
 @pass_app
 def explore(
@@ -312,6 +325,8 @@ def explore(
     jobs: int | None,
     executor: str | None,
     confirm: int | None,
+    checkpoint: Path | None,
+    resume: Path | None,
 ) -> int:
     """Look at every interleaving of a locking design: PROVED, a BUG with its shortest schedule, or INCOMPLETE.
 
@@ -349,8 +364,10 @@ def explore(
     for _, kind, one in tasks:
         program(kind, one, options)  # refuses what makes no sense before anything has taken time
     times = (0 if every else _CONFIRM) if confirm is None else confirm
+    if (checkpoint or resume) and (len(tasks) != 1 or executor is not None):
+        raise click.UsageError("a checkpoint is of one design in one --scenario, explored here", ctx)
     streamed = app.settings.output is Format.TABLE and not every and html != "-"
-    work = [Task(name, one, options, limits) for name, _, one in tasks]
+    work = [Task(name, one, options, limits, checkpoint or resume, resume) for name, _, one in tasks]
     with nullcontext() if html is None else report(html) as file:
         results = _explored(app, work, jobs, executor, confirm=times, streamed=streamed)
         document = {

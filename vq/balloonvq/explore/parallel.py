@@ -13,10 +13,11 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from balloonvq.errors import BalloonError, InvalidArgument
-from balloonvq.explore import scenarios
+from balloonvq.explore import checkpoint, scenarios
 from balloonvq.explore.product import Limits, OnLayer
 from balloonvq.explore.scenarios import Result, Scenario
 
@@ -39,14 +40,27 @@ class Task:
     scenario: Scenario
     options: dict[str, str]
     limits: Limits
+    write_to: Path | None = None
+    """Where its search is kept, see `balloonvq.explore.checkpoint`."""
+    resume: Path | None = None
+    """The search that it goes on with."""
 
     def run(self, on_layer: OnLayer | None = None) -> Result:
         """Explores it."""
         from balloonvq.driver.designs import find
 
-        design = find(self.design)
+        kept: dict[str, Any] = {}
+        if self.write_to is not None:
+            kept["write_to"] = self.write_to
+        if self.resume is not None:
+            kept["resume"] = checkpoint.read(self.resume)
         return scenarios.run(
-            design, self.scenario, options=self.options, limits=self.limits, on_layer=on_layer
+            find(self.design),
+            self.scenario,
+            options=self.options,
+            limits=self.limits,
+            on_layer=on_layer,
+            **kept,
         )
 
 

@@ -36,11 +36,14 @@ import math
 import random
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from operator import add, or_
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from balloonvq.explore import checkpoint
 from balloonvq.explore.automaton import Automaton, TooManyLocalStates
+from balloonvq.explore.checkpoint import Checkpoint
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
 from balloonvq.explore.world import CLOCK, NOTHING, Nondeterminism, Program, Revised, World, tick
@@ -93,6 +96,10 @@ class Micro(NamedTuple):
     observed: Any
     before: Any
     after: Any
+
+
+#: Seconds from one checkpoint to the next.
+SAVE_S: Final = 10.0
 
 
 class Widened(Exception):
@@ -165,10 +172,16 @@ class Product:
         self.automata: list[Automaton] = []
         self._values: list[list[Hashable]] = []
         self._numbers: list[dict[Hashable, int]] = []
+        #: In the order in which numbers were given: (actor, local state, number of the value, choice),
+        #: or (-1, numbers of all values) for time's step.
+        self.learned: dict[tuple[int, ...], None] = {}
         #: Bits of each actor's and of each object's field, grown by `widen`.
         self.widths: list[int] = []
+        self._laid_out: list[int] = []
         #: Operations of random real executions that were compared with the automata; None before.
         self.sampled: int | None = None
+        #: (layers, transitions) of a search that was left, to go on from.
+        self.left: tuple[list[list[int]], int] = ([], 0)
         #: Steps of the longest of these; 0 before.
         self.longest = 0
 
@@ -184,6 +197,7 @@ class Product:
             self.objects: list[int] = [spec.index for spec in world.objects if spec.kind != "nothing"]
             self._values = [[] for _ in world.objects]
             self._numbers = [{} for _ in world.objects]
+            self.known(NOTHING, None)
             self.widths = [10] * self.count + [4] * len(self.objects)
 
     # -- packing -------------------------------------------------------------
@@ -196,6 +210,9 @@ class Product:
         """
         self._begin()
         widths = self.widths
+        if self.left[0] and self._laid_out != widths:
+            self.left = ([self._repacked(layer) for layer in self.left[0]], self.left[1])
+        self._laid_out = list(widths)
         self.shifts: list[int] = []
         shift = 0
         for width in widths:
@@ -225,6 +242,18 @@ class Product:
         self.watched = sum(self.object_mask[index] << self.object_shift[index] for index in looked_at)
         self._broken: dict[int, str | None] = {}
         self.initial = self._first()
+
+    def _repacked(self, layer: list[int]) -> list[int]:
+        """The same states with fields of other widths; who runs, on one processor, stays above them all."""
+        fields = []
+        at, to = 0, 0
+        for old, new in zip(self._laid_out, self.widths, strict=True):
+            fields.append((at, (1 << old) - 1, to))
+            at, to = at + old, to + new
+        return [
+            sum((state >> at & mask) << to for at, mask, to in fields) + (state >> at << to)
+            for state in layer
+        ]
 
     def narrow(self) -> None:
         """Makes fields no wider than twice as many numbers as are known by now need: short ints are faster."""
@@ -316,13 +345,65 @@ class Product:
             if operation.visible:
                 return node, None
             before = values[operation.object]
-            result = operation.transition(before, actor)
-            if result is None:
+            found = self.perform(actor, node, operation, before)
+            if found is None:
                 raise Nondeterminism(f"{operation!r} blocks although its guard is held", why=str(entry.place))
-            after, observed = result
+            observed, after, following = found
             values[operation.object] = after
             micros.append(Micro(actor, node, operation, observed, before, after))
-            node = automaton.step(node, observed)
+            node = following
+
+    def perform(
+        self, actor: int, node: int, operation: Operation, before: Any, choice: int = 0
+    ) -> tuple[Any, Any, int] | None:
+        """One operation: (observed, value after, next local state), or None if it is blocked.
+
+        Whatever gets a number gets it here or in `ticked`, and `learned` says in which order.
+        """
+        result = (before, choice) if operation.options else operation.transition(before, actor)
+        if result is None:
+            return None
+        after, observed = result
+        index = operation.object
+        self.learned[actor, node, self.known(index, before), choice] = None
+        following = self.automata[actor].step(node, observed)
+        self.known(index, after)
+        return observed, after, following
+
+    def learn_again(self, learned: Iterable[tuple[int, ...]]) -> None:
+        """Does what another product had in `learned`, so that all numbers are the same.
+
+        Raises:
+            Revised: if a fact is missing.
+            ValueError: if this is not possible here.
+        """
+        for actor, *numbers in learned:
+            if actor == TICK[0]:
+                if len(numbers) != len(self._values):
+                    raise ValueError("a step of time has too few values")
+                values = [known[number] for known, number in zip(self._values, numbers, strict=True)]
+                self.tick(values)
+                continue
+            node, before, choice = numbers
+            operation = self.operation(actor, node)
+            if operation is None or min(actor, node, before, choice) < 0:
+                raise ValueError("a step of an actor that has ended")
+            value = self._values[operation.object][before]
+            if self.perform(actor, node, operation, value, choice) is None:
+                raise ValueError("a step that is blocked")
+
+    def sizes(self) -> tuple[list[int], list[int]]:
+        """How many local states each actor has, and values each object, by now."""
+        return [len(automaton.nodes) for automaton in self.automata], [len(known) for known in self._values]
+
+    def meaning(self, nodes: list[int], values: list[int]) -> str:
+        """The first so many local states and values, in words: two products with the same words number them alike."""
+        lines = []
+        for automaton, count in zip(self.automata, nodes, strict=True):
+            lines += [f"{node.operation!r} {node.place} {node.holds}" for node in automaton.nodes[:count]]
+        for known, count in zip(self._values, values, strict=True):
+            lines += [repr(value) for value in known[:count]]
+        return "\n".join(lines)
 
     def micros(self, state: int, decision: Decision) -> tuple[list[Micro], int, BaseException | None]:
         """A step in full: its operations, the state after it, the error that it ends with."""
@@ -337,10 +418,11 @@ class Product:
         assert operation is not None
         values = _Values(self, state)
         before = values[operation.object]
-        after, observed = (before, choice) if operation.options else operation.transition(before, actor)  # type: ignore[misc]
+        found = self.perform(actor, node, operation, before, choice)
+        assert found is not None
+        observed, after, following = found
         values[operation.object] = after
         micros = [Micro(actor, node, operation, observed, before, after)]
-        following = self.automata[actor].step(node, observed)
         following, error = self._glue(actor, following, values, micros)
         self._cover(actor)
         return micros, self._with_values(state, values) + ((following - node) << shift), error
@@ -414,6 +496,10 @@ class Product:
             return entry.moves
         return (((actor, 0), entry),) if entry else ()
 
+    def forget(self) -> None:
+        """Says that tables may lack entries of any state that was found."""
+        self._emptied.update(range(self.count))
+
     def fill(self, states: Collection[int]) -> None:
         """Computes the entries for these states that were removed when more was found to depend on."""
         while self._emptied:
@@ -462,8 +548,19 @@ class Product:
 
     def ticked(self, state: int) -> int | None:
         """The state after time's step, if a timer runs."""
-        after = tick(self.values(state), absolute=self.world.bounds.absolute_time)
+        after = self.tick(self.values(state))
         return None if after is None else self._with_values(state, dict(enumerate(after)))
+
+    def tick(self, values: list[Any]) -> list[Any] | None:
+        """The values after time's step, if a timer runs."""
+        after = tick(values, absolute=self.world.bounds.absolute_time)
+        if after is not None and any(
+            value not in known for value, known in zip(after, self._numbers, strict=True)
+        ):
+            self.learned[TICK[0], *map(self.known, range(len(values)), values)] = None
+            for index, value in enumerate(after):
+                self.known(index, value)
+        return after
 
     def successors(self, state: int, running: int = -1) -> list[tuple[Decision, int]]:
         """All steps; on one processor, those that the running actor leaves possible."""
@@ -637,6 +734,9 @@ class Search:
         self.limits = limits
         self.on_layer = on_layer
         self.gather = gather
+        #: Called with this search every `SAVE_S` seconds between two layers.
+        self.on_save: Callable[[Search], None] | None = None
+        self.saved = time.monotonic()
         self.one_cpu = product.world.bounds.one_cpu
         #: On one processor a state carries who runs, above all fields.
         self.top = product.bits
@@ -654,12 +754,13 @@ class Search:
     def run(self) -> _Bug | None:
         """Explores; the first bug, or None (then `stopped` says whether all was seen)."""
         product = self.product
-        first = product.initial
-        self.seen = {first}
-        self.layers = [[first]]
+        if not self.layers:
+            self.layers = [[product.initial]]
+        self.seen = {state for layer in self.layers for state in layer}
         started = time.monotonic()
         try:
-            self._check([first])
+            if len(self.layers) == 1:
+                self._check(self.layers[0])
             while True:
                 layer = self.layers[-1]
                 following = self._expand_slow(layer) if self.one_cpu else self._expand(layer)
@@ -668,6 +769,8 @@ class Search:
                 if not following:
                     return None
                 self.layers.append(following)
+                if self.on_save is not None and time.monotonic() - self.saved > SAVE_S:
+                    self.save()
                 if len(self.seen) > self.limits.states:
                     self.stopped = f"more than {self.limits.states:,} states"
                     return None
@@ -676,6 +779,19 @@ class Search:
                     return None
         except _Bug as bug:
             return bug
+
+    def save(self) -> None:
+        """Has what was looked at so far written down."""
+        if self.on_save is not None:
+            self.on_save(self)
+            self.saved = time.monotonic()
+
+    def resume(self, layers: list[list[int]], transitions: int) -> None:
+        """Goes on from layers that another search of this product has found."""
+        self.layers = layers
+        self.transitions = transitions
+        if layers:
+            self.product.forget()
 
     def progress(self, frontier: list[int], seconds: float) -> Progress:
         """How far this search is, with the layer that was just found."""
@@ -851,6 +967,7 @@ class Search:
         """One processor: a state carries who runs."""
         product = self.product
         following: list[int] = []
+        transitions = 0
         for state in layer:
             plain = self.plain(state)
             self._circle(state)
@@ -858,7 +975,7 @@ class Search:
             if not steps:
                 self._ended(state)
             for decision, target in steps:
-                self.transitions += 1
+                transitions += 1
                 running = decision[0] + 1 if decision != TICK else state >> self.top
                 marked = target | running << self.top
                 if marked not in self.seen and decision != TICK:
@@ -866,6 +983,7 @@ class Search:
                 self._new(marked, following)
         self._settle()
         self._check(following)
+        self.transitions += transitions
         return following
 
     def steps(self, state: int) -> Iterator[tuple[Decision, int]]:
@@ -1047,18 +1165,25 @@ def compare(product: Product, execution: Execution) -> int:
         Nondeterminism: at the first difference.
     """
     at = [0] * product.count
+    values = list(product.world.start)
     assert execution.log is not None
     assert execution.places is not None
-    for (actor, operation, observed, _, after), place in zip(execution.log, execution.places, strict=True):
+    for (actor, operation, observed, before, after), place in zip(
+        execution.log, execution.places, strict=True
+    ):
         if operation is None:
+            values = product.tick(values) or values
             continue
         automaton = product.automata[actor]
         node = automaton.nodes[at[actor]]
         if node.operation is not operation or node.place != place:
             raise automaton.differs(node, operation, place)
-        at[actor] = automaton.step(at[actor], observed)
-        if operation.object != NOTHING:
-            product.known(operation.object, after)
+        choice = observed if operation.options else 0
+        found = product.perform(actor, at[actor], operation, before, choice)
+        if found is None or found[:2] != (observed, after):
+            raise automaton.differs(node, operation, place)
+        at[actor] = found[2]
+        values[operation.object] = after
     return len(execution.log)
 
 
@@ -1109,12 +1234,24 @@ def started(program: Program, work: Callable[[Product], Any]) -> Any:
     raise Nondeterminism(f"{program.name} keeps changing while it is explored")
 
 
+class Keeping(NamedTuple):
+    """A search on disk."""
+
+    identity: str
+    """Of what is explored, see `checkpoint.identity`."""
+    path: Path | None
+    """Where it is written every `SAVE_S` seconds, when it is given up, and at Ctrl-C."""
+    resume: Checkpoint | None
+    """What it goes on from."""
+
+
 def explore(
     program: Program,
     limits: Limits = Limits(),  # noqa: B008 - an immutable tuple
     *,
     on_layer: OnLayer | None = None,
     samples: int = 10,
+    keeping: Keeping | None = None,
 ) -> Verdict:
     """Explores a program completely, or to its first bug.
 
@@ -1123,15 +1260,25 @@ def explore(
         limits: where to give up.
         on_layer: told how far the search is after each layer.
         samples: random real executions to compare with the tables.
+        keeping: where the search is kept on disk, and where it goes on from.
 
     Raises:
+        InvalidArgument: if it cannot go on from that file.
         Nondeterminism: if the program is no function of what its actors observe.
     """
-    found: Verdict = started(program, lambda product: _explore(product, limits, on_layer, samples))
+    if keeping is not None and keeping.resume is not None:
+        keeping.resume.check(program, keeping.identity)
+
+    def work(product: Product) -> Verdict:
+        return _explore(product, limits, on_layer, samples, keeping or Keeping("", None, None))
+
+    found: Verdict = started(program, work)
     return found
 
 
-def _explore(product: Product, limits: Limits, on_layer: OnLayer | None, samples: int) -> Verdict:
+def _explore(
+    product: Product, limits: Limits, on_layer: OnLayer | None, samples: int, keeping: Keeping
+) -> Verdict:
     from balloonvq.explore.liveness import livelock
 
     started = time.monotonic()
@@ -1155,11 +1302,14 @@ def _explore(product: Product, limits: Limits, on_layer: OnLayer | None, samples
 
     try:
         if product.sampled is None:
+            if keeping.resume is not None:
+                keeping.resume.prepare(product)
             # Before the search: most of what makes one start again shows in real executions.
             product.sampled = sample(product, samples)
-            product.narrow()
+            if keeping.resume is None:
+                product.narrow()
         search = Search(product, limits, on_layer)
-        wrong = search.run()
+        wrong = _searched(search, keeping)
     except TooManyLocalStates as error:
         return verdict(Outcome.INCOMPLETE, why=str(error))
     checked = (product.sampled or 0) + sum(automaton.verify() for automaton in product.automata)
@@ -1181,6 +1331,28 @@ def _explore(product: Product, limits: Limits, on_layer: OnLayer | None, samples
             checked += confirm(product, decisions)
             return verdict(Outcome.BUG, bug=Bug(Kind.LIVELOCK, what, schedule), checked=checked)
     return verdict(Outcome.PROVED, checked=checked)
+
+
+def _searched(search: Search, keeping: Keeping) -> _Bug | None:
+    """Runs a search, from where an earlier one was left, kept on disk where that is wanted."""
+    product, path = search.product, keeping.path
+    search.resume(*product.left)
+    if path is not None:
+        search.on_save = lambda search: checkpoint.write(path, search, keeping.identity)
+    try:
+        wrong = search.run()
+    except Widened:
+        product.left = (search.layers, search.transitions)
+        raise
+    except Revised:
+        product.left = ([], 0)
+        raise
+    except KeyboardInterrupt:
+        search.save()
+        raise
+    if search.stopped:
+        search.save()
+    return wrong
 
 
 def _describe(product: Product, search: Search, wrong: _Bug, limits: Limits) -> Bug:

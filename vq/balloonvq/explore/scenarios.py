@@ -12,16 +12,20 @@ is in `Scenario.checks`, since a design that fails one of these must not hide wh
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from balloonvq.driver.designs import Design, choose_options
 from balloonvq.errors import InvalidArgument
+from balloonvq.explore import checkpoint
+from balloonvq.explore.checkpoint import Checkpoint
 from balloonvq.explore.invariants import CHECKS, GRADES, declare
 from balloonvq.explore.model import STATISTICS, Depth, Guest, Page
-from balloonvq.explore.product import Limits, OnLayer, explore
+from balloonvq.explore.product import Keeping, Limits, OnLayer, explore
 from balloonvq.explore.replay import encode
 from balloonvq.explore.timeline import Timeline, timeline
 from balloonvq.explore.verdict import Verdict
@@ -666,6 +670,8 @@ def run(
     options: Mapping[str, str] | None = None,
     limits: Limits | None = None,
     on_layer: OnLayer | None = None,
+    write_to: Path | None = None,
+    resume: Checkpoint | None = None,
 ) -> Result:
     """Explores one design in one scenario.
 
@@ -675,6 +681,8 @@ def run(
         options: of the design, where they are not to be the default.
         limits: where to give up, with the verdict INCOMPLETE.
         on_layer: told how far the search is.
+        write_to: where the search is kept, to go on from when it is given up.
+        resume: such a search.
 
     Raises:
         InvalidArgument: see `program`.
@@ -682,7 +690,11 @@ def run(
     """
     started = time.monotonic()
     explored = program(design, scenario, options)
-    verdict = explore(explored, limits or Limits(), on_layer=on_layer)
+    keeping = None
+    if write_to is not None or resume is not None:
+        source = Path(inspect.getfile(design))
+        keeping = Keeping(checkpoint.identity(explored, source), write_to, resume)
+    verdict = explore(explored, limits or Limits(), on_layer=on_layer, keeping=keeping)
     shown = text = fewest_shown = fewest_text = None
     if verdict.bug is not None:
         shortest, fewest = verdict.bug.shortest, verdict.bug.fewest_preemptions

@@ -663,6 +663,9 @@ class ControlledRuntime(Atom):
                     raise InvalidArgument(f"actor {actor.name} repeats a function without any operation")
         except Stopped:
             pass
+        except KeyboardInterrupt as error:
+            # A person ends the exploration, not the actor its life.
+            self.failure = error
         except (Revised, Nondeterminism, InternalError, InvalidArgument) as error:
             if self.failure is None and (isinstance(error, Revised | Nondeterminism) or not actor.held):
                 self.failure = error
