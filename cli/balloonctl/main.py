@@ -7,6 +7,7 @@ neither Rich nor prompt_toolkit, and `status` does not pay for the shell.
 from __future__ import annotations
 
 try:
+    import gc
     import os
     import signal
     import sys
@@ -340,6 +341,7 @@ def _make_app(ctx: click.Context, options: dict[str, Any]) -> App:
 def run() -> NoReturn:
     """The entry point of the command."""
     code = 1
+    gc.set_threshold(20_000)  # loading modules makes many objects and no garbage
     prepare()
     try:
         main(sys.argv[1:])
@@ -354,4 +356,5 @@ def run() -> NoReturn:
             silence(stream)
             code = code or (141 if isinstance(error, BrokenPipeError) else 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # too late for Ctrl-C to change the exit code
+    gc.freeze()  # everything goes with the process: no last look at every object, which takes 15 ms
     sys.exit(code)

@@ -316,8 +316,13 @@ def fake_modules(world: World) -> tuple[ModuleType, ModuleType]:
         return LocalClient(Commands(world.background[name]))
 
     def start(
-        name: str, options: dict[str, Any], on_progress: Callable[[int, int], None] | None = None
+        name: str,
+        options: dict[str, Any],
+        on_progress: Callable[[int, int], None] | None = None,
+        *,
+        meanwhile: Callable[[], object] | None = None,
     ) -> None:
+        del meanwhile
         fields = {"name": name, **options}
         if fields["name"] in world.background:
             raise MachineExists(

@@ -9,20 +9,29 @@ import re
 import subprocess
 from pathlib import Path
 
-import psutil
+from balloonvq.errors import InternalError
 
 __all__ = ["available_bytes", "facts", "shared_cpu"]
 
 
 def available_bytes() -> int:
     """Memory that the host can still give, within the control group's limit if there is one."""
-    available = int(psutil.virtual_memory().available)
+    available = _meminfo("MemAvailable")
     with contextlib.suppress(OSError, ValueError):
         group = _cgroup_directory()
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
         available = min(available, max(0, limit - used))
     return available
+
+
+def _meminfo(name: str) -> int:
+    """Bytes of a line of /proc/meminfo."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        found, _, value = line.partition(":")
+        if found == name:
+            return int(value.split()[0]) * 1024
+    raise InternalError(f"/proc/meminfo has no {name}")
 
 
 def _cgroup_directory() -> Path:
@@ -55,7 +64,7 @@ def facts() -> dict[str, str]:
     return {
         "processor": _processor(),
         "cores": str(len(os.sched_getaffinity(0))),
-        "memory_bytes": str(psutil.virtual_memory().total),
+        "memory_bytes": str(_meminfo("MemTotal")),
         "kernel": platform.release(),
         "anonymous_huge_pages": _setting("enabled"),
         "shmem_huge_pages": _setting("shmem_enabled"),

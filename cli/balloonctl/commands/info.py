@@ -114,7 +114,7 @@ def info(ctx: click.Context, app: App, /) -> int:
             return None
 
     configuration: Configuration = ctx.meta[CONFIGURATION]
-    needs = ("click", "rich", "prompt_toolkit", "msgspec", "cffi", "bitmath", "psutil")
+    needs = ("click", "rich", "prompt_toolkit", "msgspec", "cffi", "bitmath")
     document = {
         "schema": "balloonctl/info/1",
         "versions": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -242,7 +243,10 @@ def start(app: App, /, name: str | None, **options: Any) -> int:
             )
         name = name or app.settings.machine or DEFAULT_MACHINE
         with touching(app) as on_progress:
-            background.start(name, fields, on_progress)
+            # The table is for later; its modules load while the machine's own do, in another process.
+            background.start(
+                name, fields, on_progress, meanwhile=lambda: import_module("balloonctl.render.machines")
+            )
         document = {"schema": "balloonctl/start/1", "machine": name, "private": False}
     from balloonctl.render.machines import render_start
 

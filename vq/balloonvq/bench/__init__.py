@@ -19,6 +19,7 @@ BENCHMARKS = {
     "ring": "What a buffer's way through the ring costs, in times what the machine itself needs.",
     "inflate": "How long an inflate takes, in times one hole over the same bytes.",
     "oom": "How long a task out of memory waits for the balloon, with each locking design.",
+    "startup": "How long --help, status and start take, beside an interpreter that does nothing.",
     "guest": "How fast a real Linux guest inflates and deflates, and what of it is the device.",
 }
 
