@@ -16,7 +16,7 @@ from rich.console import Console
 from test_render import draw
 
 from balloonctl.commands.explore import _row
-from balloonctl.render.explore import render_explore, render_matrix, render_scenarios
+from balloonctl.render.explore import render_explore, render_matrix, render_properties, render_scenarios
 from balloonctl.render.explore_html import explore_page
 from balloonvq.explore import live, parallel
 from balloonvq.explore import scenarios as library
@@ -86,7 +86,10 @@ def test_the_matrix(width: int, snapshot: Any) -> None:
 
 
 def test_the_scenarios(snapshot: Any) -> None:
-    rows = [{"name": one.name, "actors": one.actors, "summary": one.summary} for one in (CALM, CROWD)]
+    rows = [
+        {"name": one.name, "actors": one.actors, "summary": one.summary, "thorough": one is CROWD}
+        for one in (CALM, CROWD)
+    ]
     assert draw(render_scenarios({"scenarios": rows})) == snapshot
 
 
@@ -183,7 +186,12 @@ def explorer(monkeypatch: pytest.MonkeyPatch) -> Explorer:
     monkeypatch.setattr(
         library,
         "scenarios_for",
-        lambda design: (CALM, OOM) if design.name == "coarse" else (CALM, OOM, CROWD),
+        lambda design, thorough=False: (
+            (CALM, OOM) if design is not None and design.name == "coarse" else (CALM, OOM, CROWD)
+        ),
+    )
+    monkeypatch.setattr(
+        library, "fits_design", lambda design, one: design.name != "coarse" or one is not CROWD
     )
     monkeypatch.setattr(parallel, "processors", lambda: 1)
     monkeypatch.setattr(library, "run", explorer.run)
@@ -248,7 +256,7 @@ def test_json(explorer: Explorer, call: Callable[..., Ran]) -> None:
 
 def test_all_is_a_matrix(explorer: Explorer, call: Callable[..., Ran]) -> None:
     explorer.verdicts["oom-while-filling"] = broken
-    result = call("explore", "--all")
+    result = call("explore", "--all", "--by", "scenario")
     assert result.exit_code == 3
     assert "D 5" in result.stdout
     assert "D deadlock" in result.stdout
@@ -257,9 +265,129 @@ def test_all_is_a_matrix(explorer: Explorer, call: Callable[..., Ran]) -> None:
 
 
 def test_all_of_one_scenario(explorer: Explorer, call: Callable[..., Ran]) -> None:
-    assert call("explore", "--all", "--scenario", "oom-and-compaction").exit_code == 0
+    assert call("explore", "--all", "--by", "scenario", "--scenario", "oom-and-compaction").exit_code == 0
     assert [(design, name) for design, name, _, _ in explorer.calls if design == "coarse"] == []
     assert len(explorer.calls) == 6
+
+
+def cell(property_: str, length: int | None = None, verdict: str | None = "PROVED") -> dict[str, Any]:
+    return {
+        "property": property_,
+        "verdict": verdict if length is None else "BUG",
+        "scenarios": 3,
+        "kind": None if length is None else "deadlock",
+        "what": "",
+        "length": length,
+        "preemptions": length and 1,
+        "scenario": length and "oom-while-filling",
+        "replay": length and "bx1.k3f9.102.7c2a",
+    }
+
+
+def by_property() -> dict[str, Any]:
+    names = ["deadlock", "spin on one CPU", "wrong acknowledgement"]
+    rows: list[dict[str, Any]] = [
+        {"design": "coarse", "set": {}, "cells": [cell(names[0], 11), cell(names[1]), cell(names[2])]},
+        {
+            "design": "split-deflating",
+            "set": {},
+            "cells": [cell(names[0]), cell(names[1], 22), cell(names[2], None, "INCOMPLETE")],
+        },
+        {
+            "design": "split",
+            "set": {"insert": "late", "pfns": "per-direction"},
+            "cells": [cell(names[0]), cell(names[1], None, None), cell(names[2], 17)],
+        },
+    ]
+    for row in rows:
+        row |= {"stack_bytes": 8192, "states": 1000, "seconds": 1.0}
+    return {"schema": "balloonctl/matrix/1", "seconds": 3.0, "properties": names, "rows": rows}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_matrix_of_properties(width: int, snapshot: Any) -> None:
+    assert draw(render_properties(by_property()), width) == snapshot
+
+
+def test_a_matrix_of_properties_in_which_something_is_open_says_so() -> None:
+    text = draw(render_properties(by_property()))
+    assert "? incomplete, no verdict" in text
+    assert "- no scenario can show it" in text
+
+
+def test_all_is_a_matrix_of_properties(call: Callable[..., Ran]) -> None:
+    result = call("explore", "--all", "--scenario", "oom-while-emptying", "--jobs", "1", "--json")
+    assert result.exit_code == 3
+    found = json.loads(result.stdout)
+    assert found["schema"] == "balloonctl/matrix/1"
+    split = next(row for row in found["rows"] if row["design"] == "split")
+    cells = {one["property"]: one for one in split["cells"]}
+    assert [*cells] == found["properties"]
+    assert (cells["BUG()"]["verdict"], cells["BUG()"]["length"]) == ("BUG", 12)
+    assert cells["teardown"]["verdict"] is None
+    assert cells["deadlock"]["verdict"] == "PROVED"
+    replayed = json.loads(call("replay", cells["BUG()"]["replay"], "--json").stdout)
+    assert (replayed["scenario"], replayed["schedule"]["length"]) == ("oom-while-emptying", 12)
+
+
+def test_a_limit_leaves_the_matrix_open(call: Callable[..., Ran]) -> None:
+    args = ("explore", "--all", "--scenario", "teardown", "--max-states", "3", "--jobs", "2")
+    result = call(*args)
+    assert result.exit_code == 5
+    assert "? incomplete, no verdict" in result.stdout
+    assert " ✓ " not in result.stdout
+
+
+MINE_TOO = """
+from balloonvq.explore.scenarios import Scenario
+
+MINE = Scenario("mine", "the worker fills while compaction moves a page", ("W", "C"), free=1, listed=1, target=2)
+NONE = 7
+WRONG = Scenario("wrong", "nobody knows X", ("X",), free=1)
+TWICE = Scenario("twice", "two workers", ("W", "W"), free=1)
+DEAD = Scenario("dead", "2017", ("W", "O"), listed=1, target=2, flags=frozenset({"nofs", "fs lock"}))
+"""
+
+
+def test_a_scenario_of_ones_own(call: Callable[..., Ran], home: Path) -> None:
+    (home / "own.py").write_text(MINE_TOO)
+    result = call("explore", "modern", "--scenario", "own.py:MINE")
+    assert result.exit_code == 0
+    assert re.search(r"PROVED +mine", result.stdout)
+    assert "compaction moves" in call("explore", "--list", "--scenario", "own.py:MINE").stdout
+    found = json.loads(call("explore", "coarse", "--scenario", "own.py:DEAD", "--json").stdout)
+    text = found["results"][0]["replay"]
+    again = call("replay", text, "--scenario", "own.py:DEAD", "--json")
+    assert json.loads(again.stdout)["scenario"] == "dead"
+    assert call("replay", text).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "code", "words"),
+    [
+        (MINE_TOO, "MIN", 1, ("own.py has no scenario MIN", "hint: --scenario own.py:MINE")),
+        (MINE_TOO, "NONE", 1, ("own.py:5: NONE is no scenario", "it is of int")),
+        (MINE_TOO, "WRONG", 1, ("own.py:6: scenario wrong has an unknown actor 'X'",)),
+        (MINE_TOO, "TWICE", 1, ("own.py:7: scenario twice has an actor twice",)),
+        ("x = 1\nimport nothing_of_that_name\n", "MINE", 1, ("own.py:2 does not import", "ModuleNotFound")),
+        ("x = 1\n\nMINE = Scenario(\n", "MINE", 1, ("own.py:3 does not import", "SyntaxError")),
+        (MINE_TOO, "", 2, ("names a file and no scenario",)),
+    ],
+)
+def test_a_scenario_file_with_a_mistake_names_the_line(
+    text: str, name: str, code: int, words: tuple[str, ...], call: Callable[..., Ran], home: Path
+) -> None:
+    (home / "own.py").write_text(text)
+    result = call("explore", "modern", "--scenario", f"own.py:{name}")
+    assert result.exit_code == code
+    for word in words:
+        assert word in result.stderr
+
+
+def test_a_combination_of_actors_by_name(call: Callable[..., Ran]) -> None:
+    result = call("explore", "coarse", "--scenario", "fill+oom-nofs-fs-lock+user")
+    assert result.exit_code == 3
+    assert re.search(r"BUG +fill\+oom-nofs-fs-lock\+user +deadlock after", result.stdout)
 
 
 def test_list(explorer: Explorer, call: Callable[..., Ran]) -> None:
@@ -290,6 +418,11 @@ def test_list(explorer: Explorer, call: Callable[..., Ran]) -> None:
         (("split", "--set", "insert"), 2, ("is not OPTION=VALUE",)),
         ((), 2, ("name a DESIGN, or give --all or --list",)),
         (("--all", "coarse"), 2, ("--all takes all designs",)),
+        (("coarse", "--by", "scenario"), 2, ("--by is for --all",)),
+        (("--all", "--by", "property", "--html", "-"), 2, ("--html shows a matrix by scenario",)),
+        (("--all", "--confirm", "5"), 2, ("--confirm is for --all --by scenario",)),
+        (("coarse", "--scenario", "fill+user+oom"), 2, ("no combination", "fill|leak|teardown")),
+        (("coarse", "--scenario", "none.py:MINE"), 1, ("cannot read the scenario file none.py",)),
         (("missing.py:Mine",), 1, ("cannot read the design file missing.py",)),
         (("coarse", "--max-states", "0"), 2, ("--max-states",)),
     ],
@@ -346,7 +479,7 @@ def test_a_bug_that_is_found_is_replayed(own: bool, call: Callable[..., Ran], ho
     if own:
         lost = call("replay", bug["replay"])
         assert lost.exit_code == 2
-        assert "hint: give --design path/to/file.py:ClassName" in lost.stderr
+        assert "hint: give --design path/to/file.py:ClassName or --scenario" in lost.stderr
 
 
 def test_a_bug_is_confirmed_on_real_threads(explorer: Explorer, call: Callable[..., Ran]) -> None:
@@ -363,9 +496,9 @@ def test_a_bug_is_confirmed_on_real_threads(explorer: Explorer, call: Callable[.
 def test_confirmation_can_be_left_out(explorer: Explorer, call: Callable[..., Ran]) -> None:
     explorer.verdicts["oom-while-filling"] = broken
     assert "real threads" not in call("explore", "coarse", "--confirm", "0").stdout
-    assert call("explore", "--all").exit_code == 3
+    assert call("explore", "--all", "--by", "scenario").exit_code == 3
     assert explorer.confirmed == []
-    assert call("explore", "--all", "--confirm", "5").exit_code == 3
+    assert call("explore", "--all", "--by", "scenario", "--confirm", "5").exit_code == 3
     assert set(explorer.confirmed) == {5}
 
 

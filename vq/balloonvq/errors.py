@@ -6,6 +6,7 @@
     ├── InvalidArgument             exit 2  a value that can never be right
     ├── NotEnoughMemory             exit 1  the host cannot back the guest
     ├── DesignError                 exit 1  a locking design of the user cannot be used, or does not go on
+    ├── ScenarioError               exit 1  a scenario of the user cannot be used
     ├── CoreError                   exit 1  the C core refused; carries its errno
     ├── MachineError                exit 1
     │   ├── MachineExists                   a live machine has that name
@@ -51,6 +52,7 @@ __all__ = [
     "ProtocolError",
     "QMPError",
     "RuleBroken",
+    "ScenarioError",
     "WaitTimeout",
 ]
 
@@ -97,6 +99,10 @@ class NotEnoughMemory(BalloonError):
 
 class DesignError(BalloonError):
     """A locking design of the user cannot be used, fails or does not go on; names the line."""
+
+
+class ScenarioError(BalloonError):
+    """A scenario of the user cannot be used; names the line."""
 
 
 class CoreError(BalloonError):

@@ -14,14 +14,15 @@ from balloonctl.commands.machines import complete_design, design_options
 from balloonctl.context import App, pass_app
 from balloonctl.output import Format, report
 from balloonvq.counters import to_document
-from balloonvq.errors import BalloonError, InvalidArgument
+from balloonvq.errors import BalloonError
 
 if TYPE_CHECKING:
     from balloonvq.driver.designs import Design
     from balloonvq.explore.live import Confirmation
+    from balloonvq.explore.matrix import Cell, Survey
     from balloonvq.explore.parallel import Task
     from balloonvq.explore.product import Limits, Progress
-    from balloonvq.explore.scenarios import Result, Scenario
+    from balloonvq.explore.scenarios import Result
     from balloonvq.explore.timeline import Timeline
     from balloonvq.explore.verdict import Schedule
 
@@ -39,22 +40,6 @@ def _complete_scenario(ctx: click.Context, param: click.Parameter, incomplete: s
     from balloonvq.explore.scenarios import SCENARIOS
 
     return [name for name in SCENARIOS if name.startswith(incomplete)]
-
-
-def _scenario(name: str) -> Scenario:
-    """The scenario of that name."""
-    import difflib
-
-    from balloonvq.explore.scenarios import SCENARIOS
-
-    if name in SCENARIOS:
-        return SCENARIOS[name]
-    near = difflib.get_close_matches(name, SCENARIOS, cutoff=0.5)
-    raise InvalidArgument(
-        f"there is no scenario {name!r}",
-        why=f"near it are {', '.join(near)}" if near else f"the scenarios are {', '.join(SCENARIOS)}",
-        hint=f"--scenario {near[0]}" if near else "balloonctl explore --list",
-    )
 
 
 def _schedule(schedule: Schedule, timeline: Timeline) -> dict[str, Any]:
@@ -235,10 +220,71 @@ def _explored(
     return results
 
 
+def _cell(cell: Cell) -> dict[str, Any]:
+    """A cell of the matrix as JSON."""
+    bug = cell.bug
+    return {
+        "property": cell.property.value,
+        "verdict": None if cell.outcome is None else cell.outcome.value,
+        "scenarios": cell.scenarios,
+        "kind": None if bug is None else bug.kind.value,
+        "what": "" if bug is None else bug.what,
+        "length": None if bug is None else len(bug.shortest),
+        "preemptions": None if bug is None else bug.shortest.preemptions,
+        "scenario": cell.scenario,
+        "replay": cell.replay,
+    }
+
+
+def _surveyed(app: App, surveys: list[Survey], jobs: int | None, executor: str | None) -> dict[str, Any]:
+    """Designs by properties, as a document."""
+    from time import monotonic
+
+    from balloonctl.progress import exploring
+    from balloonvq.explore.matrix import Property
+    from balloonvq.explore.parallel import connected, explore_all
+
+    began = monotonic()
+    rows = []
+    with nullcontext() if executor is None else connected(executor) as pool, exploring(app) as bar:
+        every = explore_all(surveys, jobs=_jobs(jobs, len(surveys)), executor=pool)
+        with closing(every) as coming:
+            for number, survey in enumerate(surveys):
+                bar.scenario(number, len(surveys), survey.design)
+                row = next(coming)
+                rows.append(
+                    {
+                        "design": row.design,
+                        "set": dict(row.options),
+                        "cells": [_cell(cell) for cell in row.cells],
+                        "stack_bytes": row.stack_bytes,
+                        "states": row.states,
+                        "seconds": row.seconds,
+                    }
+                )
+    return {
+        "schema": "balloonctl/matrix/1",
+        "seconds": monotonic() - began,
+        "properties": [property_.value for property_ in Property],
+        "rows": rows,
+    }
+
+
 def _exit_code(results: Iterable[dict[str, Any]]) -> int:
     """3 if there is a bug, 5 if something stayed open, else 0."""
     verdicts = {result["verdict"] for result in results}
     return _BUG if "BUG" in verdicts else _INCOMPLETE if "INCOMPLETE" in verdicts else 0
+
+
+def _by_property(ctx: click.Context, by: str | None, html: str | None, confirm: int | None) -> bool:
+    """Whether --all prints properties, and not scenarios."""
+    if by == "property" and html is not None:
+        raise click.UsageError("--html shows a matrix by scenario", ctx)
+    if html is not None or by == "scenario":
+        return False
+    if confirm:
+        raise click.UsageError("--confirm is for --all --by scenario", ctx)
+    return True
 
 
 @command("explore")
@@ -249,7 +295,8 @@ def _exit_code(results: Iterable[dict[str, Any]]) -> int:
     multiple=True,
     metavar="NAME",
     shell_complete=_complete_scenario,
-    help="Only this scenario; may be given again.  [default: all that fit the design]",
+    help="Only this scenario; may be given again. A name of --list, actors such as fill+oom+compaction, or"
+    " path/to/file.py:NAME.  [default: all of --list that fit the design]",
 )
 @click.option(
     "--set",
@@ -259,8 +306,14 @@ def _exit_code(results: Iterable[dict[str, Any]]) -> int:
     callback=design_options,
     help="Set an option of the design; may be given again.",
 )
+@click.option("--thorough", is_flag=True, help="Also what takes long: all combinations of 2 to 4 actors.")
 @click.option("--list", "only_list", is_flag=True, help="List the scenarios; explore nothing.")
-@click.option("--all", "every", is_flag=True, help="All designs: a row a scenario, a column a design.")
+@click.option("--all", "every", is_flag=True, help="All designs: a row a property, a column a design.")
+@click.option(
+    "--by",
+    type=click.Choice(["property", "scenario"]),
+    help="With --all: what a row is.  [default: property; scenario with --html]",
+)
 @click.option(
     "--html", metavar="FILE", help="Write the results as a page to FILE, too; - is stdout, instead."
 )
@@ -317,8 +370,10 @@ def explore(
     design: str | None,
     scenarios: tuple[str, ...],
     options: dict[str, str],
+    thorough: bool,
     only_list: bool,
     every: bool,
+    by: str | None,
     html: str | None,
     max_states: int,
     max_seconds: float,
@@ -335,32 +390,53 @@ def explore(
     """
     if every and (design or options):
         raise click.UsageError("--all takes all designs as they are; leave out DESIGN and --set", ctx)
+    by_property = every and _by_property(ctx, by, html, confirm)
+    if by and not every:
+        raise click.UsageError("--by is for --all", ctx)
     if not (every or design or only_list):
         raise click.UsageError("name a DESIGN, or give --all or --list", ctx)
     if jobs is not None and executor is not None:
         raise click.UsageError("--jobs is for this machine, --executor for others; give one of them", ctx)
-    from balloonctl.render.explore import render_explore, render_matrix, render_rest, render_scenarios
+    from balloonctl.render import explore as render
     from balloonvq.driver.designs import DESIGNS, choose_options
+    from balloonvq.explore.load import find_scenario
     from balloonvq.explore.parallel import Task
     from balloonvq.explore.product import Limits
-    from balloonvq.explore.scenarios import SCENARIOS, program, scenarios_for
+    from balloonvq.explore.scenarios import SCENARIOS, fits_design, program, scenarios_for
 
     names = list(DESIGNS) if every else [design] if design else []
     limits = Limits(max_states, max_seconds)
     found = [(name, _design(name)) for name in names]
     for _, kind in found:
         choose_options(kind, options)
-    chosen = [_scenario(name) for name in dict.fromkeys(scenarios)]
+    chosen = [find_scenario(name) for name in dict.fromkeys(scenarios)]
     if only_list:
-        fitting = [*scenarios_for(found[0][1])] if len(found) == 1 else [*SCENARIOS.values()]
-        shown = [scenario for scenario in fitting if not chosen or scenario in chosen]
-        rows = [{"name": one.name, "actors": list(one.actors), "summary": one.summary} for one in shown]
-        app.emit({"schema": "balloonctl/scenarios/1", "scenarios": rows}, render_scenarios)
+        only = found[0][1] if len(found) == 1 else None
+        shown = chosen or [
+            one for one in scenarios_for(only, thorough=True) if thorough or one.name in SCENARIOS
+        ]
+        rows = [
+            {
+                "name": one.name,
+                "actors": list(one.actors),
+                "summary": one.summary,
+                "thorough": one.thorough,
+            }
+            for one in shown
+        ]
+        app.emit({"schema": "balloonctl/scenarios/1", "scenarios": rows}, render.render_scenarios)
         return 0
+    if by_property:
+        from balloonvq.explore.matrix import surveys
+
+        matrix = surveys(chosen or None, limits, thorough=thorough)
+        document = _surveyed(app, matrix, jobs, executor)
+        app.emit(document, render.render_properties)
+        return _exit_code([cell for row in document["rows"] for cell in row["cells"]])
     tasks = []
     for name, kind in found:
-        fits = scenarios_for(kind)
-        tasks += [(name, kind, one) for one in (chosen or fits) if one in fits or not every]
+        fits = [one for one in chosen if fits_design(kind, one) or not every]
+        tasks += [(name, kind, one) for one in (fits if chosen else scenarios_for(kind, thorough=thorough))]
     for _, kind, one in tasks:
         program(kind, one, options)  # refuses what makes no sense before anything has taken time
     times = (0 if every else _CONFIRM) if confirm is None else confirm
@@ -381,7 +457,7 @@ def explore(
 
             file.write(explore_page(document, version_line()))
     if streamed and results:
-        app.stdout.print(render_rest(document))
+        app.stdout.print(render.render_rest(document))
     elif html != "-":
-        app.emit(document, render_matrix if every else render_explore)
+        app.emit(document, render.render_matrix if every else render.render_explore)
     return _exit_code(results)

@@ -37,11 +37,13 @@ class _Known(NamedTuple):
     program: Program
 
 
-def _known(names: list[str]) -> Iterator[_Known]:
-    """Each design with all its options in each of its scenarios."""
+def _known(names: list[str], scenario: str | None) -> Iterator[_Known]:
+    """Each design with all its options in each of its scenarios, or in that one."""
     from balloonvq.driver.designs import find
-    from balloonvq.explore.scenarios import program, scenarios_for
+    from balloonvq.explore.load import find_scenario
+    from balloonvq.explore.scenarios import fits_design, program, scenarios_for
 
+    only = None if scenario is None else find_scenario(scenario)
     for name in names:
         design = find(name)
         for values in product(*design.options.values()):
@@ -49,8 +51,9 @@ def _known(names: list[str]) -> Iterator[_Known]:
             changed = {
                 option: value for option, value in options.items() if value != design.options[option][0]
             }
-            for scenario in scenarios_for(design):
-                yield _Known(name, options, changed, scenario.name, program(design, scenario, options))
+            for one in scenarios_for(design, thorough=True) if only is None else [only]:
+                if fits_design(design, one):
+                    yield _Known(name, options, changed, one.name, program(design, one, options))
 
 
 def _waiting(execution: Execution) -> str:
@@ -73,6 +76,7 @@ def _waiting(execution: Execution) -> str:
     shell_complete=complete_design,
     help="Of a design of your own: path/to/file.py:ClassName.",
 )
+@click.option("--scenario", metavar="SCENARIO", help="Of a scenario of your own: path/to/file.py:NAME.")
 @click.option(
     "--live",
     is_flag=True,
@@ -86,7 +90,14 @@ def _waiting(execution: Execution) -> str:
 @click.pass_context
 @pass_app
 def replay(
-    app: App, ctx: click.Context, /, string: str, design: str | None, live: bool, times: int | None
+    app: App,
+    ctx: click.Context,
+    /,
+    string: str,
+    design: str | None,
+    scenario: str | None,
+    live: bool,
+    times: int | None,
 ) -> int:
     """Execute the schedule that STRING stands for, and show its timeline.
 
@@ -104,7 +115,7 @@ def replay(
     seen: list[_Known] = []
 
     def programs() -> Iterator[Program]:
-        for known in _known([design] if design else list(DESIGNS)):
+        for known in _known([design] if design else list(DESIGNS), scenario):
             seen.append(known)
             yield known.program
 
@@ -113,8 +124,8 @@ def replay(
     except InvalidArgument as error:
         error.hint = error.hint or (
             "balloonctl explore DESIGN finds its bugs again"
-            if design or not seen
-            else "give --design path/to/file.py:ClassName if the design is your own"
+            if (design and scenario) or not seen
+            else "give --design path/to/file.py:ClassName or --scenario path/to/file.py:NAME for one of your own"
         )
         raise
     meant = meaning.program

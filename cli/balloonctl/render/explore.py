@@ -240,6 +240,65 @@ def render_matrix(document: Mapping[str, Any]) -> RenderableType:
     return Group(matrix, "", _Joined(map(Text, legend)), numbers)
 
 
+_AT_ONCE = (
+    "one of fill, leak, teardown; of oom, oom-nofs, oom-fs-lock, oom-nofs-fs-lock; compaction; user; and for designs "
+    "with a shrinker kswapd or shrinkers"
+)
+
+
+def _property_cell(cell: Mapping[str, Any]) -> Text:
+    """A tick, the length of the shortest schedule, a question mark, or a dash."""
+    if cell["verdict"] is None:
+        return Text("-", "dim")
+    sign, style = _SIGNS[cell["verdict"]]
+    return Text(str(cell["length"]) if cell["verdict"] == "BUG" else sign, style)
+
+
+def _properties(names: Sequence[str], rows: Sequence[Mapping[str, Any]], headings: Sequence[str]) -> Table:
+    """A row a property, a column a design; last how deep its stacks get."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, header_style="bold")
+    table.add_column("property", no_wrap=True, vertical="bottom")
+    for heading in headings:
+        table.add_column(heading, justify="center", no_wrap=True, vertical="bottom")
+    for number, name in enumerate(names):
+        table.add_row(name, *(_property_cell(row["cells"][number]) for row in rows))
+    table.add_row(
+        Text("stack used, KiB", "dim"), *(Text(f"{row['stack_bytes'] / 1024:.3g}", "dim") for row in rows)
+    )
+    return table
+
+
+def render_properties(document: Mapping[str, Any]) -> RenderableType:
+    """Designs by properties; the variants of designs in a table of their own."""
+    rows, names = document["rows"], document["properties"]
+    plain = [row for row in rows if not row["set"]]
+    variants = [row for row in rows if row["set"]]
+    parts: list[RenderableType] = [
+        _properties(names, plain, [row["design"].replace("-", "-\n") for row in plain])
+    ]
+    if variants:
+        headings = [
+            "\n".join([row["design"], *(f"{name}={value}" for name, value in row["set"].items())])
+            for row in variants
+        ]
+        parts += ["", _properties(names, variants, headings)]
+    verdicts = {cell["verdict"] for row in rows for cell in row["cells"]}
+    legend = [
+        "✓ proved, up to where the design has failed otherwise",
+        "number: steps of the shortest schedule",
+    ]
+    if "INCOMPLETE" in verdicts:
+        legend.append("? incomplete, no verdict")
+    if None in verdicts:
+        legend.append("- no scenario can show it")
+    broken = [cell for row in rows for cell in row["cells"] if cell["verdict"] == "BUG"]
+    if broken:
+        legend.append("--json names the scenario and the replay string of each")
+    states = sum(row["states"] for row in rows)
+    counted = Text(f"{plural(states, 'state')}, {duration(document['seconds'] * 1e9)}", "dim")
+    return Group(*parts, "", _Joined(map(Text, legend)), counted)
+
+
 def render_scenarios(document: Mapping[str, Any]) -> RenderableType:
     """A row a scenario."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
@@ -247,5 +306,10 @@ def render_scenarios(document: Mapping[str, Any]) -> RenderableType:
     table.add_column("actors", no_wrap=True)
     table.add_column("what happens", overflow="fold")
     for scenario in document["scenarios"]:
-        table.add_row(Text(scenario["name"], "bold"), " ".join(scenario["actors"]), scenario["summary"])
-    return table
+        name = Text(scenario["name"], "bold")
+        late = scenario["thorough"]
+        table.add_row(name, " ".join(scenario["actors"]), f"{scenario['summary']}{' *' if late else ''}")
+    notes = [f"2 to 4 actors at once, by name: --scenario fill+oom+compaction; {_AT_ONCE}"]
+    if any(scenario["thorough"] for scenario in document["scenarios"]):
+        notes.insert(0, "* takes long: explored only if it is named, or with --thorough")
+    return Group(table, "", *(Text(note) for note in notes))

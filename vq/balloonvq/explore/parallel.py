@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.explore import checkpoint, scenarios
@@ -25,10 +25,21 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
     from multiprocessing.connection import Connection
 
-__all__ = ["Task", "connected", "explore_all", "processes", "processors"]
+__all__ = ["Task", "Work", "connected", "explore_all", "processes", "processors"]
 
 #: How long the scheduler of a cluster may take to answer.
 CONNECT_S = 10
+
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Work(Protocol[T_co]):
+    """What can be done in another process."""
+
+    def run(self, on_layer: OnLayer | None = None) -> T_co:
+        """Does it; `on_layer` is told how far a search is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +81,12 @@ def processors() -> int:
 
 
 def explore_all(
-    tasks: Sequence[Task],
+    tasks: Sequence[Work[T]],
     *,
     jobs: int = 1,
     executor: Executor | None = None,
     on_layer: OnLayer | None = None,
-) -> Generator[Result, None, None]:
+) -> Generator[T, None, None]:
     """The results of the tasks, in their order, each as soon as it is there.
 
     Close the iterator, or leave it before its end, and no process of it is left.
@@ -100,13 +111,17 @@ def explore_all(
             yield from _spread(tasks[here:], pool, helps=True, on_layer=on_layer)
 
 
+def _run(task: Work[T]) -> T:
+    return task.run()
+
+
 def _spread(
-    tasks: Sequence[Task], executor: Executor, *, helps: bool = False, on_layer: OnLayer | None = None
-) -> Generator[Result, None, None]:
+    tasks: Sequence[Work[T]], executor: Executor, *, helps: bool = False, on_layer: OnLayer | None = None
+) -> Generator[T, None, None]:
     """All tasks to an executor; `helps` explores here, too, what nobody has begun yet."""
     with _undisturbed():
-        futures = [executor.submit(Task.run, task) for task in tasks]
-    mine: dict[int, Result] = {}
+        futures = [executor.submit(_run, task) for task in tasks]
+    mine: dict[int, T] = {}
     try:
         for number, future in enumerate(futures):
             while helps and number not in mine and not future.done():
@@ -121,7 +136,7 @@ def _spread(
             future.cancel()
 
 
-def _result(future: Future[Result]) -> Result:
+def _result(future: Future[T]) -> T:
     from concurrent.futures import CancelledError
 
     try:

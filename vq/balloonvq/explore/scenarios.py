@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +37,19 @@ from balloonvq.guest.pages import Place
 from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES
 from balloonvq.guest.tasks import TaskKilled
 
-__all__ = ["ACTORS", "SCENARIOS", "Result", "Scenario", "program", "run", "scenarios_for"]
+__all__ = [
+    "ACTORS",
+    "PARTS",
+    "SCENARIOS",
+    "Result",
+    "Scenario",
+    "check_scenario",
+    "combination",
+    "fits_design",
+    "program",
+    "run",
+    "scenarios_for",
+]
 
 #: Roles by the names of actors.
 ACTORS = {
@@ -84,7 +97,7 @@ class Scenario:
     """Fruitless OOM rounds after which a caller that may not kill gives up; 0 is never."""
     bounds: Bounds = field(default_factory=Bounds)
     thorough: bool = False
-    """Run only if it is named, or with --thorough: it takes long."""
+    """It takes long: run only if it is named, or with --thorough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +233,7 @@ SCENARIOS: dict[str, Scenario] = _shipped(
         flags=frozenset({"lenient"}),
         checks=frozenset(),
         turns=1,
+        thorough=True,
     ),
     Scenario(
         "actual-while-filling",
@@ -446,6 +460,7 @@ SCENARIOS: dict[str, Scenario] = _shipped(
         listed=1,
         target=2,
         turns=1,
+        thorough=True,
     ),
     Scenario(
         "fill-oom-compaction",
@@ -457,16 +472,98 @@ SCENARIOS: dict[str, Scenario] = _shipped(
         checks=frozenset({"count", "actual"}),
         turns=1,
         rounds=2,
+        thorough=True,
     ),
 )
 
 
-def scenarios_for(design: type[Design]) -> tuple[Scenario, ...]:
-    """The shipped scenarios that mean something for a design."""
+# -- combinations --------------------------------------------------------------------
+
+_OOMS = {
+    "oom": frozenset(),
+    "oom-nofs": frozenset({"nofs"}),
+    "oom-fs-lock": frozenset({"fs lock"}),
+    "oom-nofs-fs-lock": frozenset({"nofs", "fs lock"}),
+}
+
+#: What a combination is made of: at most one of each group, in this order.
+PARTS: tuple[Mapping[str, tuple[str, ...]], ...] = (
+    {"fill": ("W",), "leak": ("W",), "teardown": ("R",)},
+    dict.fromkeys(_OOMS, ("O",)),
+    {"compaction": ("C",)},
+    {"user": ("U",)},
+    {"kswapd": ("K",), "shrinkers": ("K", "L")},
+)
+
+#: Most actors in one, beside the two of the host.
+COMBINED_MAX = 4
+
+
+def combination(name: str) -> Scenario | None:
+    """The scenario that a name such as ``fill+oom-nofs+compaction`` stands for; None if it stands for none.
+
+    All that may be checked is, except for what OOM comes back with: not where compaction holds pages too, since those
+    it has taken to move others to look like those in fill's hand; not beside teardown, which unregisters the notifier
+    first of all.
+    """
+    parts = name.split("+")
+    actors: list[str] = []
+    left = list(parts)
+    for group in PARTS:
+        if left and left[0] in group:
+            actors += group[left.pop(0)]
+    if left or len(actors) < 2 or len(actors) > COMBINED_MAX:
+        return None
+    oom = next((part for part in parts if part in _OOMS), None)
+    others = len({"C", "U"} & {*actors})
+    free, listed, target = others, 1, 1
+    if "fill" in parts:
+        # With few actors a page more than there is, so that fill has one in its hand when memory is out.
+        free, target = 1 + others, 3 + others if len(actors) < COMBINED_MAX else 2
+    elif "leak" in parts:
+        listed = 2
+    checks = {"count", "actual"}
+    if oom and not {"C", "R"} & {*actors}:
+        checks |= _EMPTY_HANDED
+    return Scenario(
+        name,
+        f"{', '.join(parts)} at once",
+        tuple(actors),
+        free=free,
+        listed=listed,
+        target=target,
+        flags=_OOMS[oom] if oom else frozenset(),
+        checks=frozenset(checks),
+        turns=1 if len(actors) > 2 else 2,
+        rounds=2 if oom else 0,
+        thorough=True,
+    )
+
+
+def _combinations() -> Iterator[Scenario]:
+    for parts in product(*[(None, *group) for group in PARTS]):
+        found = combination("+".join(filter(None, parts)))
+        if found is not None and found.name not in SCENARIOS:
+            yield found
+
+
+def fits_design(design: type[Design], scenario: Scenario) -> bool:
+    """Whether a scenario means something for a design: only shrinkers are called by reclaim."""
+    return design.pressure == "shrinker" or not {"K", "L"} & {*scenario.actors}
+
+
+def scenarios_for(design: type[Design] | None, *, thorough: bool = False) -> tuple[Scenario, ...]:
+    """The shipped scenarios that mean something for a design.
+
+    Args:
+        design: its class; None is any design.
+        thorough: those that take long, and all combinations of 2 to 4 actors, as well.
+    """
     return tuple(
         scenario
-        for scenario in SCENARIOS.values()
-        if design.pressure == "shrinker" or not {"K", "L"} & {*scenario.actors}
+        for scenario in (*SCENARIOS.values(), *(_combinations() if thorough else ()))
+        if thorough or not scenario.thorough
+        if design is None or fits_design(design, scenario)
     )
 
 
@@ -563,11 +660,11 @@ _BODIES: dict[str, Callable[[Guest, Scenario], Callable[[], object]]] = {
 }
 
 
-def _validate(design: type[Design], scenario: Scenario) -> None:
+def check_scenario(scenario: Scenario) -> None:
     """Refuses what no guest can be.
 
     Raises:
-        InvalidArgument: for an unknown actor, flag or check, or actors that never meet.
+        InvalidArgument: for an unknown actor, flag or check, actors that never meet, or none.
     """
     for given, known, what in (
         ({*scenario.actors}, ACTORS.keys(), "actor"),
@@ -585,7 +682,21 @@ def _validate(design: type[Design], scenario: Scenario) -> None:
             f"scenario {scenario.name} has a size worker and a teardown at once",
             why="the driver cancels its work before it is removed",
         )
-    if design.pressure != "shrinker" and {"K", "L"} & {*scenario.actors}:
+    if not scenario.actors or len({*scenario.actors}) < len(scenario.actors):
+        raise InvalidArgument(
+            f"scenario {scenario.name} has {'no actors' if not scenario.actors else 'an actor twice'}",
+            why="it needs one of each at least once and at most once",
+        )
+    if min(scenario.free, scenario.listed, scenario.target, scenario.turns, scenario.rounds) < 0:
+        raise InvalidArgument(f"scenario {scenario.name} has a number below 0")
+    if not scenario.free + scenario.listed:
+        raise InvalidArgument(f"scenario {scenario.name} has no pages", why="free and listed are both 0")
+
+
+def _check_design(design: type[Design], scenario: Scenario) -> None:
+    """Refuses a design that a scenario means nothing for."""
+    check_scenario(scenario)
+    if not fits_design(design, scenario):
         raise InvalidArgument(
             f"scenario {scenario.name} reclaims, and the design {design.name} has no shrinker"
         )
@@ -608,7 +719,7 @@ def program(
     Raises:
         InvalidArgument: if the scenario makes no sense, or the design has no such option.
     """
-    _validate(design, scenario)
+    _check_design(design, scenario)
     chosen = choose_options(design, options or {})
 
     def build(runtime: Any) -> None:

@@ -334,6 +334,15 @@ class World(Atom):
                 return invariant.name
         return None
 
+    def all_broken(self, values: list[Any]) -> list[str]:
+        """The names of all invariants that these values at rest break."""
+        return [
+            invariant.name
+            for invariant in self.invariants
+            if not (invariant.at_rest and self.excused(values))
+            and not invariant.predicate(*[values[index] for index in invariant.objects])
+        ]
+
     def excused(self, values: list[Any]) -> bool:
         """Whether in a state with these values waiting for ever is nobody's mistake, and no rest."""
         return any(predicate(*[values[index] for index in objects]) for predicate, objects in self.excuses)

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 from balloonvq.driver.designs.base import Design
-from balloonvq.errors import DesignError, InvalidArgument
+from balloonvq.errors import BalloonError, DesignError, InvalidArgument
 
-__all__ = ["load"]
+__all__ = ["load", "run_file"]
 
 #: What is called, with the names of its arguments.
 _OPERATIONS = {
@@ -41,7 +41,7 @@ def load(name: str) -> type[Design]:
             f"{name!r} names a file and no class", hint=f"--design {name.rstrip(':')}:ClassName"
         )
     path = Path(file)
-    module = _run(path)
+    module = run_file(path, "design", DesignError)
     found = getattr(module, wanted, None)
     if found is None:
         designs = [
@@ -87,14 +87,23 @@ def load(name: str) -> type[Design]:
     return found
 
 
-def _run(path: Path) -> ModuleType:
-    """The file as a module of its own."""
+def run_file(path: Path, what: str, error_class: type[BalloonError]) -> ModuleType:
+    """A file of the user as a module of its own.
+
+    Args:
+        path: the file.
+        what: design or scenario.
+        error_class: of what is raised.
+
+    Raises:
+        BalloonError: of that class, if it cannot be read or run, naming the line.
+    """
     try:
         source = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise DesignError(f"cannot read the design file {path}", why=why or str(error)) from None
-    name = f"balloon_design_{path.stem}"
+        raise error_class(f"cannot read the {what} file {path}", why=why or str(error)) from None
+    name = f"balloon_{what}_{path.stem}"
     spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path))
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -110,7 +119,7 @@ def _run(path: Path) -> ModuleType:
         else:
             sys.modules[name] = before
         why = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise DesignError(
+        raise error_class(
             f"{path}:{_failed_at(error, path)} does not import", why=f"{type(error).__name__}: {why}"
         ) from error
     return module

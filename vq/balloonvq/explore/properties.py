@@ -1,0 +1,213 @@
+"""The properties of a design, one by one: which of them a bug breaks, and which of them a scenario can show.
+
+An exploration ends at its first bug. A *survey* goes on: it notes the shortest schedule that breaks each
+property, goes no further beyond a state in which something is broken, and searches all the rest. So what a design
+does wrong in one way does not hide what else it does, and a property without a schedule holds in every interleaving
+of the scenario, up to where the design has failed otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from balloonvq.explore.automaton import TooManyLocalStates
+from balloonvq.explore.liveness import livelock
+from balloonvq.explore.product import Limits, Product, Search, confirm, preemptions, sample, started
+from balloonvq.explore.verdict import Bug, Kind, Schedule
+from balloonvq.explore.world import Program
+
+if TYPE_CHECKING:
+    from balloonvq.explore.scenarios import Scenario
+
+__all__ = ["Property", "Survey", "broken_by", "shown_by", "survey"]
+
+
+class Property(Enum):
+    """What is asked of a design, in the order of the matrix."""
+
+    DEADLOCK = "deadlock"
+    """Nobody waits for ever who must not."""
+    BUG = "BUG()"
+    """balloon_page_dequeue never meets its BUG(), and nothing else raises."""
+    DATA = "lost or early free"
+    """A page is the right one's to write: no data is lost, none is free before the host has given it back, and
+    none is given back before the host has it."""
+    LISTED = "OOM: page listed"
+    """OOM never comes back with nothing while a page is on the list."""
+    IN_HAND = "OOM: in fill's hand"
+    """Nor while fill has one that it has allocated."""
+    BY_ANOTHER = "OOM: freed by another"
+    """Nor when another leaker has released one meanwhile, or has one in flight."""
+    ISOLATED = "OOM: isolated"
+    """Nor while compaction has one."""
+    COUNT = "wrong count"
+    """num_pages is never negative, and at rest what is listed, isolated and the host's."""
+    ACTUAL = "stale actual"
+    """At rest `actual` is num_pages."""
+    LIVELOCK = "livelock"
+    """No fair circle without progress."""
+    SPIN = "spin on one CPU"
+    """Nor on one processor without preemption."""
+    STACK = "stack overflow"
+    """The stack of no task is deeper than 16 KiB."""
+    ACKNOWLEDGEMENT = "wrong acknowledgement"
+    """At most one request a queue, everybody takes his own acknowledgement, and no array changes before it."""
+    TEARDOWN = "teardown"
+    """Nothing is told after the reset, none is in flight then, and no page is left behind."""
+    TARGET = "target missed"
+    """If the host's wish stops changing and no OOM occurs, the target is reached."""
+
+
+#: What is said of a broken rule -> the property. Whatever else is raised is `Property.BUG`.
+RULES: Mapping[str, Property] = {
+    "lost data: ": Property.DATA,
+    "pages that are not ": Property.DATA,
+    "a page was freed before the host gave it back": Property.DATA,
+    "a page was inflated that the host has already": Property.DATA,
+    "a page was deflated that the host has not got yet": Property.DATA,
+    "balloon_page_dequeue: BUG()": Property.BUG,
+    "OOM came back with nothing, and pages were listed": Property.LISTED,
+    "OOM came back with nothing, and pages were in hand": Property.IN_HAND,
+    "OOM came back with nothing, and pages were in flight": Property.BY_ANOTHER,
+    "OOM came back with nothing, and pages were freed by another": Property.BY_ANOTHER,
+    "OOM came back with nothing, and pages were isolated": Property.ISOLATED,
+    "num_pages is below 0": Property.COUNT,
+    "num_pages is not what is listed and isolated, or not what the host has": Property.COUNT,
+    "actual is stale": Property.ACTUAL,
+    "the target is not reached": Property.TARGET,
+    "the driver is gone and the host has pages of it": Property.TEARDOWN,
+    "the host was told something after the reset": Property.TEARDOWN,
+    "the device was reset with a request in flight": Property.TEARDOWN,
+    "a second request on a queue": Property.ACKNOWLEDGEMENT,
+    "a task took the acknowledgement of another one": Property.ACKNOWLEDGEMENT,
+    "a PFN array changed before the host had read it": Property.ACKNOWLEDGEMENT,
+    "kernel stack overflow": Property.STACK,
+}
+
+
+def broken_by(kind: Kind, what: str, *, one_cpu: bool = False) -> Property:
+    """The property that a bug breaks."""
+    if kind is Kind.DEADLOCK:
+        return Property.DEADLOCK
+    if kind is Kind.LIVELOCK:
+        return Property.SPIN if one_cpu else Property.LIVELOCK
+    return next((rule for text, rule in RULES.items() if text in what), Property.BUG)
+
+
+def shown_by(scenario: Scenario) -> frozenset[Property]:
+    """The properties that a scenario would show to be broken."""
+    found = {Property.DEADLOCK, Property.BUG, Property.DATA, Property.ACKNOWLEDGEMENT, Property.STACK}
+    found.add(Property.SPIN if scenario.bounds.one_cpu else Property.LIVELOCK)
+    if "R" in scenario.actors:
+        found.add(Property.TEARDOWN)
+    by_check = {
+        "count": Property.COUNT,
+        "actual": Property.ACTUAL,
+        "target": Property.TARGET,
+        "listed": Property.LISTED,
+        "in hand": Property.IN_HAND,
+        "in flight": Property.BY_ANOTHER,
+        "freed by another": Property.BY_ANOTHER,
+        "isolated": Property.ISOLATED,
+    }
+    return frozenset(found | {by_check[check] for check in scenario.checks})
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a program breaks, property by property."""
+
+    broken: Mapping[Property, Bug]
+    """The shortest schedule of each."""
+    complete: bool
+    why: str
+    """What stopped the search, if it is not complete."""
+    states: int
+    seconds: float
+
+
+class _Surveying(Search):
+    """A search that notes each property's first bug, and goes no further from a state that is broken."""
+
+    def __init__(self, product: Product, limits: Limits) -> None:
+        super().__init__(product, limits)
+        self.found: dict[Property, Bug] = {}
+        self._dead: set[int] = set()
+
+    def _settle(self) -> None:
+        """Notes what was found wrong; the first one is the shortest, since states are met layer by layer."""
+        kinds = list(Kind)
+        for kind, what in sorted(self._wrong, key=lambda wrong: (kinds.index(wrong[0]), wrong[1])):
+            states = self._wrong[kind, what]
+            self._dead |= states
+            property_ = broken_by(kind, what, one_cpu=self.one_cpu)
+            if property_ not in self.found:
+                decisions = tuple(self.path(states)[0])
+                cost = 0 if self.one_cpu else preemptions(self.product, decisions)
+                self.found[property_] = Bug(kind, what, Schedule(decisions, cost, "length"))
+        self._wrong.clear()
+
+    def _expand(self, layer: list[int]) -> list[int]:
+        return self._living(super()._expand(layer))
+
+    def _expand_slow(self, layer: list[int]) -> list[int]:
+        return self._living(super()._expand_slow(layer))
+
+    def _living(self, states: list[int]) -> list[int]:
+        if not self._dead:
+            return states
+        living = [state for state in states if state not in self._dead]
+        # They must not be part of a circle either.
+        self.seen -= self._dead
+        return living
+
+    def _ended(self, state: int) -> None:
+        """All that is wrong at an end, not only the first of it."""
+        product, world = self.product, self.product.world
+        plain = self.plain(state)
+        stuck = product.stuck(plain)
+        if stuck:
+            self._bug(Kind.DEADLOCK, product.deadlock_text(stuck, plain), state)
+            return
+        for broken in world.all_broken(product.values(plain)):
+            self._bug(Kind.AT_REST, broken, state)
+
+
+def survey(program: Program, limits: Limits = Limits()) -> Survey:  # noqa: B008 - an immutable tuple
+    """Searches a program for the shortest schedule that breaks each property.
+
+    Raises:
+        Nondeterminism: if the program is no function of what its actors observe.
+    """
+    found: Survey = started(program, lambda product: _survey(product, limits))
+    return found
+
+
+def _survey(product: Product, limits: Limits) -> Survey:
+    began = time.monotonic()
+    search = _Surveying(product, limits)
+    try:
+        if product.sampled is None:
+            product.sampled = sample(product)
+            product.narrow()
+        search = _Surveying(product, limits)
+        search.run()
+        why = search.stopped
+    except TooManyLocalStates as error:
+        why = str(error)
+    if not why and product.loops:
+        circle = livelock(search)
+        if circle is not None:
+            stem, loop, what = circle
+            schedule = Schedule((*stem, *loop), 0, "", loop=len(stem))
+            kind = broken_by(Kind.LIVELOCK, what, one_cpu=search.one_cpu)
+            search.found[kind] = Bug(Kind.LIVELOCK, what, schedule)
+    for automaton in product.automata:
+        automaton.verify()
+    for bug in search.found.values():
+        confirm(product, bug.shortest.decisions)
+    return Survey(search.found, not why, why, len(search.seen), time.monotonic() - began)
