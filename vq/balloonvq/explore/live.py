@@ -23,13 +23,14 @@ from pathlib import PurePath
 from typing import Any
 
 from balloonvq.counters import DeadlockTask
-from balloonvq.explore import model
+from balloonvq.explore import live_guest, model
 from balloonvq.explore.live_guest import LiveGuest
 from balloonvq.explore.model import PagesValue
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.replay import Ending, ending, execute
 from balloonvq.explore.verdict import Kind
 from balloonvq.explore.world import Program, World
+from balloonvq.guest import pages
 from balloonvq.runtime import controlled
 from balloonvq.runtime.baton import BatonActor, BatonRuntime, Diverged, Step
 from balloonvq.runtime.controlled import Decision, Execution, error_text
@@ -40,7 +41,7 @@ __all__ = ["ROUNDS", "Confirmation", "confirm"]
 ROUNDS = 10
 
 #: Files that no report shows: threads stand in them for the explorer's sake.
-_BELOW = frozenset({*controlled.BELOW, model.__file__, __file__, controlled.__file__})
+_BELOW = frozenset({*controlled.BELOW, live_guest.__file__, pages.__file__, __file__})
 
 Key = tuple[int, str, Hashable]
 
@@ -293,19 +294,18 @@ class _Run:
     def _error(self) -> None:
         for actor in self.runtime.baton.actors:
             if actor.error is not None:
-                self.seen.append(
-                    f"{type(actor.error).__name__} on the thread of {actor.name}, raised at {_raised_at(actor.error)}"
-                )
+                name = type(actor.error).__name__
+                self.seen.append(f"{name} on the thread of {actor.name}, {_raised_at(actor.error)}")
                 self.seen.append(error_text(actor.error))
         self.seen += self.guest.notes
 
 
 def _raised_at(error: BaseException) -> str:
-    """file:line of the innermost frame that is no file of the explorer's."""
-    trace, place = error.__traceback__, "?"
+    """The innermost line of the design or the kernel; the host has none."""
+    trace, place = error.__traceback__, "in a step of the device"
     while trace is not None:
         if trace.tb_frame.f_code.co_filename not in _BELOW:
-            place = f"{PurePath(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+            place = f"raised at {PurePath(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place
 
