@@ -183,12 +183,15 @@ class _Run:
         baton = self.runtime.baton
         baton.marks = self.script.marks
         baton.on_mark = lambda: self._marked.append(self._values())
-        with self.runtime.run(self.script.program.build):
-            self._same_values(self.script.values, self._values())
-            self._same_fates()
-            self._same_end()
-        # Not where a thread could not be ended: it may be in it.
-        self.guest.close()
+        try:
+            with self.runtime.run(self.script.program.build):
+                self._same_values(self.script.values, self._values())
+                self._same_fates()
+                self._same_end()
+        finally:
+            # A thread that cannot be ended may be anywhere in it: then it is left to the end of the process.
+            if self.runtime.ended:
+                self.guest.close()
 
     def _values(self) -> list[Any]:
         return _comparable(self.script.world, self.runtime.values())
@@ -247,6 +250,7 @@ class _Run:
         if circle == {task.task for task in self.tasks}:
             self.seen.append("the threads sleep in real locks, in a circle: each waits for the next")
         else:
+            self._same_values(self.script.values, self._values())
             self.seen.append("the threads sleep, no thread can run any more, and no timer is set")
         for task in self.tasks:
             owner = f", which {task.owner} has" if task.owner else ""
@@ -257,6 +261,7 @@ class _Run:
         runtime = self.runtime
         if end.kind is Kind.AT_REST:
             runtime.settle(())
+            self._same_values(self.script.values, self._values())
             moved = [actor.name for actor in runtime.baton.actors if actor.freed]
             if moved:
                 raise self._diverged(
@@ -335,7 +340,6 @@ def confirm(
         try:
             run.run()
         except Diverged as error:
-            run.guest.close()
             difference, why = str(error), error.why
             break
         confirmed += 1

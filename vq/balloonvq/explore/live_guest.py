@@ -313,6 +313,7 @@ class _Pages:
 
     def _free(self, pfn: int, place: str) -> None:
         if self._allocator.where(real(pfn)) is Place[place] and self._device.holds(real(pfn)):
+            self._guest.notes.append(f"page {pfn} is freed, and in the device's record of the balloon")
             raise KernelBug("a page was freed before the host gave it back", why=f"page {pfn}")
         self._free_any(pfn, place)
 

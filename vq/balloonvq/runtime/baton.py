@@ -598,6 +598,8 @@ class BatonRuntime:
         self.world = world
         self.ring = ring
         self.settled = threading.Event()
+        #: Whether all threads have ended after a run: what they used may be freed.
+        self.ended = False
         #: Tasks of the first circle of lock waiters that closed.
         self.circle: tuple[DeadlockTask, ...] = ()
         self.threads = ThreadRuntime(
@@ -839,6 +841,7 @@ class BatonRuntime:
                 if actor.task is not None:
                     self.threads.join(actor.task)
             self.threads.close()
+            self.ended = True
 
     def _start(self, actor: BatonActor) -> None:
         actor.task = self.threads.spawn(actor.name, actor.role, lambda: self._live(actor))
