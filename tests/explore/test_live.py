@@ -149,6 +149,25 @@ def test_a_deadlock_is_told_with_locks_and_stacks() -> None:
     assert caller.stack[-1].endswith("in Coarse.leak")
 
 
+def test_others_may_close_circles_of_their_own_when_let_go() -> None:
+    def build(rt) -> None:
+        for name in ("A", "B"):
+            lock = rt.mutex(name.lower())
+
+            def twice(lock=lock) -> None:
+                with lock, lock:
+                    pass
+
+            rt.spawn(name, "", twice)
+
+    explored = Program("each with itself", build)
+    _, schedule = found_in(explored)
+    assert len(schedule) == 1
+    confirmation = live.confirm(explored, schedule.decisions, times=50)
+    assert (confirmation.difference, confirmation.confirmed) == ("", 50)
+    assert [(task.task, task.owner) for task in confirmation.tasks] == [("A", "A")]
+
+
 def test_lost_data_are_gone_from_guest_memory() -> None:
     explored, _, schedule = found("split", "data-while-filling")
     confirmation = live.confirm(explored, schedule.decisions, times=2)

@@ -246,8 +246,7 @@ class _Run:
                     f"{actor.name} went on when it was let go", why=f"it has come to {self._fate(actor)!r}"
                 )
         self.tasks = tuple(runtime.report(actor, _BELOW) for actor in actors)
-        circle = {task.task for task in runtime.circle}
-        if circle == {task.task for task in self.tasks}:
+        if runtime.circle:
             self.seen.append("the threads sleep in real locks, in a circle: each waits for the next")
         else:
             self._same_values(self.script.values, self._values())

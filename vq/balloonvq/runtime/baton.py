@@ -600,8 +600,9 @@ class BatonRuntime:
         self.settled = threading.Event()
         #: Whether all threads have ended after a run: what they used may be freed.
         self.ended = False
-        #: Tasks of the first circle of lock waiters that closed.
-        self.circle: tuple[DeadlockTask, ...] = ()
+        #: Whether the actors that `settle` waits for have closed a circle of lock waiters.
+        self.circle = False
+        self._awaited: frozenset[str] = frozenset()
         self.threads = ThreadRuntime(
             virtual_clock=True, on_deadlock=self._on_deadlock, on_still=self.settled.set
         )
@@ -865,11 +866,14 @@ class BatonRuntime:
     def settle(self, stuck: Sequence[int]) -> None:
         """Lets all threads go, and waits until nothing can happen any more, or these actors are a closed circle.
 
+        Others may go on after that: they may even close circles of their own.
+
         Raises:
             Diverged: if it does not come to that.
         """
         if all(actor.finished for actor in self.baton.actors):
             return
+        self._awaited = frozenset(self.baton.actors[index].name for index in stuck)
         self.settled.clear()
         self.baton.let_go()
         if not self.settled.wait(PATIENCE):
@@ -879,8 +883,9 @@ class BatonRuntime:
             raise self.baton.failure
 
     def _on_deadlock(self, circle: tuple[DeadlockTask, ...]) -> None:
-        self.circle = self.circle or circle
-        self.settled.set()
+        if {task.task for task in circle} == self._awaited:
+            self.circle = True
+            self.settled.set()
 
     def _standing(self) -> str:
         return "; ".join(f"{name} stands at {where}" for name, where in self.threads.standing())
