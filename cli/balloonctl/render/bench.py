@@ -86,9 +86,16 @@ def fact(name: str, value: float) -> str:
     return " ".join(_fact_parts(name, value))
 
 
+def _times(ratio: float) -> str:
+    """A ratio with about three figures."""
+    if ratio >= 100:
+        return f"{ratio:,.0f}"
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+
+
 def ratio_text(ratio: Mapping[str, Any]) -> Text:
     """What a row is in times another: the median, and whether it is what it should be."""
-    text = Text.assemble((f"{ratio['median']:.2f}", "bold"), f" × {ratio['row']}")
+    text = Text.assemble((_times(ratio["median"]), "bold"), f" × {ratio['row']}")
     if ratio["at_most"] is not None:
         reached = ratio["median"] <= ratio["at_most"]
         text.append(f" {'✓' if reached else '✗'} ≤ {ratio['at_most']:g}", style="green" if reached else "red")
@@ -193,7 +200,7 @@ def _latencies(rows: Sequence[Mapping[str, Any]]) -> Table:
         if latency:
             table.add_row(
                 row["name"],
-                *(duration(latency[name]) for name in ("p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns")),
+                *(_time(latency[name]) for name in ("p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns")),
                 count(latency["count"]),
             )
     return table

@@ -17,7 +17,7 @@ _Result = Mapping[str, Any]
 
 _STYLE = """\
 h2 small { font-weight: normal; color: var(--dim); } .warning { color: var(--open); }
-details { margin: 0.5rem 0; } th.number { text-align: right; } td.about { max-width: 28rem; color: var(--dim); }
+details { margin: 0.5rem 0; } th.number { text-align: right; } td.number, td.name { white-space: nowrap; } td.about { max-width: 28rem; color: var(--dim); }
 """
 
 
@@ -28,19 +28,19 @@ def _limits(result: _Result) -> set[str]:
 
 
 def _table(result: _Result) -> str:
-    """A row a row."""
-    heads = ("row", "median", "min", "max", "rate", "ratio", "what it does")
-    head = "".join(
-        f"<th{' class=number' if 0 < place < 5 else ''}>{name}</th>" for place, name in enumerate(heads)
-    )
-    lines_of = [f"<tr>{head}</tr>"]
+    """A row a row; no column that would be empty."""
+    rates = any(rate(row) for row in result["rows"])
+    against = any(row["against"] for row in result["rows"])
+    numbers = ["median", "min", "max", *(["rate"] * rates)]
+    head = "".join(f'<th class="number">{name}</th>' for name in numbers)
+    lines_of = [f"<tr><th>row</th>{head}{'<th>ratio</th>' * against}<th>what it does</th></tr>"]
     for row in result["rows"]:
-        cells = [f"<td>{escape(row['name'])}</td>"]
-        cells += [
-            f'<td class="number">{escape(words)}</td>'
-            for words in (*(figure(row[name], row) for name in ("median", "min", "max")), rate(row))
-        ]
-        cells.append(f"<td>{'<br>'.join(_ratio(ratio) for ratio in row['against'])}</td>")
+        bare = {**row, "per": ""}
+        figures = [figure(row["median"], row), figure(row["min"], bare), figure(row["max"], bare)]
+        cells = [f'<td class="name">{escape(row["name"])}</td>']
+        cells += [f'<td class="number">{escape(words)}</td>' for words in (*figures, *([rate(row)] * rates))]
+        if against:
+            cells.append(f'<td class="name">{"<br>".join(_ratio(ratio) for ratio in row["against"])}</td>')
         cells.append(f'<td class="about">{escape(row["about"])}</td>')
         lines_of.append(f"<tr>{''.join(cells)}</tr>")
     return table(lines_of)
@@ -58,9 +58,11 @@ def _charts(result: _Result) -> Iterator[str]:
     limits = _limits(result)
     for unit in dict.fromkeys((row["unit"], row["per"]) for row in result["rows"]):
         rows = [row for row in result["rows"] if (row["unit"], row["per"]) == unit]
+        if unit[1]:
+            yield f'<p class="dim">{escape("Time" if unit[0] == "ns" else unit[0])} for each {escape(unit[1])}:</p>'
         yield bars(
             [Bar(row["name"], row["samples"], row["median"], row["name"] in limits) for row in rows],
-            lambda value, row=rows[0]: figure(value, row),  # type: ignore[misc]
+            lambda value, row={**rows[0], "per": ""}: figure(value, row),  # type: ignore[misc]
             f"medians of {result['benchmark']}",
         )
     timed = [row for row in result["rows"] if row["bucket_ns"] and row["latency"]]
@@ -129,7 +131,7 @@ def _scanned(results: Sequence[_Result]) -> Iterator[str]:
                 for row in result["rows"]:
                     if (row["unit"], row["per"]) == unit:
                         series.setdefault(row["name"], []).append((result["parameters"][name], row["median"]))
-            template = {"unit": unit[0], "per": unit[1]}
+            template = {"unit": unit[0], "per": ""}
             yield lines(
                 series,
                 lambda value, row=template: figure(value, row),  # type: ignore[misc]
