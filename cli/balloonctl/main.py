@@ -202,6 +202,12 @@ class BalloonGroup(click.Group):
         sys.exit(execute(call, argv))
 
 
+def _names_a_file(argv: Sequence[str], position: int) -> bool:
+    """Whether the --json at this position has a FILE: that of a benchmark does, unless an option follows."""
+    before, after = argv[:position], argv[position + 1 : position + 2]
+    return "bench" in before and "compare" not in before and bool(after) and not after[0].startswith("-")
+
+
 def _voice_of(argv: Sequence[str]) -> Voice:
     """How to speak about a command line that may not even have been parsed."""
     output, color = Format.TABLE, "auto"
@@ -212,7 +218,9 @@ def _voice_of(argv: Sequence[str]) -> Voice:
         following = argv[position + 1] if position + 1 < len(argv) else ""
         name, _, value = word.partition("=")
         value = value or following
-        if word == "--json" or (name == "--output" and value in {"json", "jsonl"}):
+        if (word == "--json" and not _names_a_file(argv, position)) or (
+            name == "--output" and value in {"json", "jsonl"}
+        ):
             output = Format.JSON
         elif name == "--color" and value in {"always", "never"}:
             color = value

@@ -197,6 +197,20 @@ def test_alone_what_cannot_be_measured_is_an_error(call: Call) -> None:
     assert result.stderr.startswith("error: there is no guest here\nwhy: it is not installed\n")
 
 
+@pytest.mark.usefixtures("benchmarks")
+def test_an_error_is_json_only_if_the_result_would_be(call: Call, tmp_path: Path) -> None:
+    assert call("bench", "absent", "--json", str(tmp_path / "out.json")).stderr.startswith("error: ")
+    assert call("bench", "absent", "--json").stderr.startswith("{")
+    assert call("--json", "bench", "absent").stderr.startswith("{")
+    assert call("bench", "compare", "--json", "absent", "absent").stderr.startswith("{")
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_options_come_from_the_environment_too(call: Call) -> None:
+    result = call("bench", "copy", "--json", env={"BALLOONCTL_BENCH_COPY_RUNS": "2"})
+    assert json.loads(result.stdout)["results"][0]["runs"] == 2
+
+
 def test_a_benchmark_that_does_not_exist(call: Call) -> None:
     result = call("bench", "inflat")
     assert result.exit_code == 2
