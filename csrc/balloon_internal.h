@@ -73,7 +73,7 @@ struct bln_owed {
 
 enum bln_sleep {
 	BLN_AWAKE,
-	BLN_NAPPING, /* until nothing became owed for a while; whole blocks wake it */
+	BLN_NAPPING, /* until nothing became owed for a while; a few whole blocks wake it */
 	BLN_ASLEEP   /* until anything becomes owed */
 };
 

@@ -1,3 +1,4 @@
+#include "bench_balloon.h"
 #include "balloon_device.h"
 #include "bench_ring.h"
 #include "chain.h"

@@ -19,8 +19,8 @@
  * in flight, or neither; it changes only under the pages lock, which is never held during a
  * hole. So a deflate that holds the lock sees each of its pages in one of the three.
  *
- * What is taken, and when: blocks of 2 MiB of which all pages are owed at once, since waiting
- * would not make them bigger; all else when no page became owed for a while, when too much is
+ * What is taken, and when: blocks of 2 MiB of which all pages are owed at once, or a few of them
+ * together, since waiting would not make them bigger; all else when no page became owed for a while, when too much is
  * owed, or when somebody asked. Taking all is done in sweeps over the blocks, rising and then
  * from the start again: what was owed when a sweep began is gone when it ends.
  *
@@ -45,6 +45,7 @@
 #define CHUNK_PAGES (4 * BLOCK_PAGES)  /* a deflate waits for no more than one such hole ... */
 #define CHUNK_RUNS  64u                /* ... or this many small ones, and those of one block */
 #define IDLE_NS     5000000ull         /* without a new page: then the rest leaves too */
+#define NAP_BLOCKS  16u                /* whole blocks for which a flusher is woken before that */
 #define OWED_MAX    (1ull << 30)       /* bytes, unless an option says otherwise */
 #define NS_PER_S    1000000000ull
 #define NONE        UINT64_MAX /* no such block */
@@ -208,7 +209,8 @@ void bln_lazy_owe(struct bln_device *dev, const uint32_t *pfns, size_t n)
 		add_page(&lazy->owed, pfns[i]);
 	owed_pages_change(dev, n, 0);
 	lazy->newest_ns = now_ns();
-	if (lazy->sleep == BLN_ASLEEP || lazy->owed.wholes > 0 || crowded(dev))
+	/* Waking it for each block would take longer than a huge page does. */
+	if (lazy->sleep == BLN_ASLEEP || lazy->owed.wholes >= NAP_BLOCKS || crowded(dev))
 		wake(lazy);
 	while (lazy->on && crowded(dev) && !atomic_get(dev->resetting))
 		await(dev);

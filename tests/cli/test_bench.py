@@ -214,7 +214,7 @@ def test_options_come_from_the_environment_too(call: Call) -> None:
 def test_a_benchmark_that_does_not_exist(call: Call) -> None:
     result = call("bench", "inflat")
     assert result.exit_code == 2
-    assert "no such command: 'inflat'; did you mean inflate?" in result.stderr
+    assert "no such command: 'inflat'; did you mean inflate or deflate?" in result.stderr
 
 
 def test_the_list_of_benchmarks_imports_none_of_them(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

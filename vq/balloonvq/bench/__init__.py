@@ -17,7 +17,8 @@ __all__ = ["BENCHMARKS", "find"]
 #: Every benchmark: the module's name and a line about it, in the order of `bench all`.
 BENCHMARKS = {
     "ring": "What a buffer's way through the ring costs, in times what the machine itself needs.",
-    "inflate": "How long an inflate takes, in times one hole over the same bytes.",
+    "inflate": "How long an inflate takes, in times one hole or one madvise over the same bytes.",
+    "deflate": "How long a deflate takes, and what a request costs that sleeps on both sides.",
     "oom": "How long a task out of memory waits for the balloon, with each locking design.",
     "startup": "How long --help, status and start take, beside an interpreter that does nothing.",
     "guest": "How fast a real Linux guest inflates and deflates, and what of it is the device.",
