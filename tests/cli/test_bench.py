@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -389,16 +390,28 @@ def test_ratios_to_the_limit_do_not_see_a_slower_machine(call: Call, tmp_path: P
     assert call("bench", "compare", old, new, "--fail-above", "1%").exit_code == 4
 
 
-def test_a_difference_within_the_error_is_no_regression(tmp_path: Path) -> None:
-    def noisy(*samples: float) -> Report:
-        document = to_document(report())
-        document["results"][0]["rows"][1]["samples"] = samples
-        return comparing.load(Path(saved(tmp_path / "noisy.json", document)))
+def noisy(tmp_path: Path, *samples: float) -> Report:
+    document = to_document(report())
+    document["results"][0]["rows"][1]["samples"] = samples
+    return comparing.load(Path(saved(tmp_path / "noisy.json", document)))
 
-    before, after = noisy(90, 100, 110, 95, 105, 100), noisy(100, 112, 130, 105, 112, 115)
+
+def test_a_difference_within_the_error_is_called_so(tmp_path: Path) -> None:
+    before = noisy(tmp_path, 90, 100, 110, 95, 105, 100)
+    after = noisy(tmp_path, 100, 112, 130, 90, 112, 115)
     compared = {row.row: row for row in comparing.compare(before, after, fail_above=0.05).rows}
-    assert compared["copy"].ratio > 1.05
-    assert (compared["copy"].verdict, compared["copy"].failed) == ("same", False)
+    assert compared["copy"].ratio == pytest.approx(1.12)
+    assert compared["copy"].low < 1 < compared["copy"].high
+    assert (compared["copy"].verdict, compared["copy"].failed) == ("same", True)
+
+
+def test_errors_of_both_medians_add_up_as_squares(tmp_path: Path) -> None:
+    # Medians 100 and 200; the intervals of six samples are smallest to largest: 100 / 1.25 to 100 x 1.25.
+    before = noisy(tmp_path, 80, 100, 100, 100, 100, 125)
+    after = noisy(tmp_path, 160, 200, 200, 200, 200, 250)
+    row = {row.row: row for row in comparing.compare(before, after).rows}["copy"]
+    factor = math.exp(math.sqrt(2) * math.log(1.25))
+    assert (row.ratio, row.low, row.high) == pytest.approx((2, 2 / factor, 2 * factor))
 
 
 def test_a_figure_that_should_be_high_is_worse_when_it_is_low(tmp_path: Path) -> None:

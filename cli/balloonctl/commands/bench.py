@@ -356,7 +356,7 @@ class Percentage(click.ParamType[float]):
     "--fail-above",
     type=Percentage(),
     metavar="PERCENT",
-    help="Exit 4 if a row is slower by more than this, and by more than the error.",
+    help="Exit 4 if a row is slower by more than this.",
 )
 @click.option(
     "--relative",

@@ -271,8 +271,9 @@ _STYLES = {"slower": "red", "faster": "green", "same": ""}
 def _change(row: Mapping[str, Any]) -> Text:
     """The verdict on a row, in words and a colour."""
     style = "bold red" if row["failed"] else "dim" if row["limit"] else _STYLES[row["verdict"]]
-    words = "machine " * row["limit"] + row["verdict"]
-    return Text(f"✗ {words}" if row["failed"] else words, style=style)
+    if row["failed"]:
+        return Text("✗ slower" if row["verdict"] == "slower" else "✗ slower?", style=style)
+    return Text("machine " * row["limit"] + row["verdict"], style=style)
 
 
 def render_comparison(document: Mapping[str, Any]) -> RenderableType:
@@ -301,6 +302,10 @@ def render_comparison(document: Mapping[str, Any]) -> RenderableType:
         Text(f"{one['name'].replace('_', ' ')}: {one['old']} → {one['new']}", style="yellow")
         for one in document["host"]
     ]
+    if any(row["failed"] and row["verdict"] == "same" for row in document["rows"]):
+        parts.append(
+            Text("slower? may be noise: the error allows a ratio of 1; measure both with more --runs")
+        )
     if document["fail_above"] is not None:
         failed = document["regressions"]
         parts.append(

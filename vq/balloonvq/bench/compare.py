@@ -4,7 +4,11 @@ What is compared is the median of a row's samples, or with `relative` of its rat
 travel between machines and days. The error of a median is its interval by order statistics: with n
 samples x1 <= ... <= xn the median lies between x(k) and x(n+1-k) with 95 per cent, k taken from the
 binomial distribution; nothing is assumed about how the samples are spread. Under six samples not even
-smallest to largest is that certain, and smallest to largest is what is used.
+smallest to largest is that certain, and smallest to largest is what is used. The errors of both medians,
+which are independent, add up as squares of their logarithms.
+
+A row fails by its ratio alone: how noisy a benchmark may be is for who chooses `fail_above`. The
+verdict says whether the error allows that nothing changed.
 """
 
 from __future__ import annotations
@@ -58,14 +62,14 @@ class Compared:
     ratio: float
     """New cost in times the old cost; above 1 is slower, whichever way the figures go."""
     low: float
-    """Smallest ratio that the errors of both medians allow, with 95 per cent each."""
+    """Smallest ratio that the errors of both medians allow, with 95 per cent."""
     high: float
     limit: bool
     """A row that only shows what the machine can do: shown, and never a regression."""
     verdict: Literal["slower", "faster", "same"]
     """same: the errors allow a ratio of 1."""
     failed: bool
-    """Slower, and by more than `fail_above`."""
+    """The ratio is above 1 + `fail_above`, and the row is no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +173,7 @@ def compare(
         new: what is judged.
         names: of the files.
         relative: compare ratios to the limit rows; rows without one are left out.
-        fail_above: slowdown beyond which a row fails, if it is more than noise.
+        fail_above: slowdown beyond which a row fails.
 
     Raises:
         InvalidArgument: if they have no row in common.
@@ -250,7 +254,9 @@ def _compared(
     old_low, old_high = interval(before)
     new_low, new_high = interval(after)
     old_middle, new_middle = statistics.median(before), statistics.median(after)
-    ratio, low, high = new_middle / old_middle, new_low / old_high, new_high / old_low
+    ratio = new_middle / old_middle
+    low = ratio / _error(new_middle / new_low, old_high / old_middle)
+    high = ratio * _error(new_high / new_middle, old_middle / old_low)
     if better == "higher":
         ratio, low, high = 1 / ratio, 1 / high, 1 / low
     if not all(map(math.isfinite, (ratio, low, high))):
@@ -270,8 +276,13 @@ def _compared(
         high=high,
         limit=limit,
         verdict="slower" if low > 1 else "faster" if high < 1 else "same",
-        failed=not limit and fail_above is not None and low > 1 and ratio > 1 + fail_above,
+        failed=not limit and fail_above is not None and ratio > 1 + fail_above,
     )
+
+
+def _error(one: float, other: float) -> float:
+    """The factor that two independent ones make together."""
+    return math.exp(math.hypot(math.log(one), math.log(other)))
 
 
 def _to_limit(row: RowResult, result: Result) -> tuple[float, ...]:
