@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from balloonvq.errors import BalloonError, InvalidArgument
-from balloonvq.explore import checkpoint, scenarios
+from balloonvq.explore import scenarios
 from balloonvq.explore.product import Limits, OnLayer
 from balloonvq.explore.scenarios import Result, Scenario
 
@@ -64,7 +64,9 @@ class Task:
         if self.write_to is not None:
             kept["write_to"] = self.write_to
         if self.resume is not None:
-            kept["resume"] = checkpoint.read(self.resume)
+            from balloonvq.explore.checkpoint import read
+
+            kept["resume"] = read(self.resume)
         return scenarios.run(
             find(self.design),
             self.scenario,

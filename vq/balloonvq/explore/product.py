@@ -41,9 +41,7 @@ from operator import add, or_
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from balloonvq.explore import checkpoint
 from balloonvq.explore.automaton import Automaton, TooManyLocalStates
-from balloonvq.explore.checkpoint import Checkpoint
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
 from balloonvq.explore.world import CLOCK, NOTHING, Nondeterminism, Program, Revised, World, tick
@@ -1238,7 +1236,7 @@ class Keeping(NamedTuple):
     """A search on disk."""
 
     identity: str
-    """Of what is explored, see `checkpoint.identity`."""
+    """Of what is explored, see `balloonvq.explore.checkpoint.identity`."""
     path: Path | None
     """Where it is written every `SAVE_S` seconds, when it is given up, and at Ctrl-C."""
     resume: Checkpoint | None
@@ -1338,7 +1336,9 @@ def _searched(search: Search, keeping: Keeping) -> _Bug | None:
     product, path = search.product, keeping.path
     search.resume(*product.left)
     if path is not None:
-        search.on_save = lambda search: checkpoint.write(path, search, keeping.identity)
+        from balloonvq.explore.checkpoint import write
+
+        search.on_save = lambda search: write(path, search, keeping.identity)
     try:
         wrong = search.run()
     except Widened:

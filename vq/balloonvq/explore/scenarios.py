@@ -12,18 +12,15 @@ is in `Scenario.checks`, since a design that fails one of these must not hide wh
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from balloonvq.driver.designs import Design, choose_options
 from balloonvq.errors import InvalidArgument
-from balloonvq.explore import checkpoint
-from balloonvq.explore.checkpoint import Checkpoint
 from balloonvq.explore.invariants import CHECKS, GRADES, declare
 from balloonvq.explore.model import STATISTICS, Depth, Guest, Page
 from balloonvq.explore.product import Keeping, Limits, OnLayer, explore
@@ -36,6 +33,9 @@ from balloonvq.guest.kernel import AllocationStuck
 from balloonvq.guest.pages import Place
 from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES
 from balloonvq.guest.tasks import TaskKilled
+
+if TYPE_CHECKING:
+    from balloonvq.explore.checkpoint import Checkpoint
 
 __all__ = [
     "ACTORS",
@@ -803,8 +803,11 @@ def run(
     explored = program(design, scenario, options)
     keeping = None
     if write_to is not None or resume is not None:
-        source = Path(inspect.getfile(design))
-        keeping = Keeping(checkpoint.identity(explored, source), write_to, resume)
+        import inspect
+
+        from balloonvq.explore.checkpoint import identity
+
+        keeping = Keeping(identity(explored, Path(inspect.getfile(design))), write_to, resume)
     verdict = explore(explored, limits or Limits(), on_layer=on_layer, keeping=keeping)
     shown = text = fewest_shown = fewest_text = None
     if verdict.bug is not None:
