@@ -21,6 +21,7 @@ BENCHMARKS = {
     "deflate": "How long a deflate takes, and what a request costs that sleeps on both sides.",
     "oom": "How long a task out of memory waits for the balloon, with each locking design.",
     "startup": "How long --help, status and start take, beside an interpreter that does nothing.",
+    "explore": "How fast the explorer is, from an execution to the whole matrix, beside SPIN.",
     "guest": "How fast a real Linux guest inflates and deflates, and what of it is the device.",
 }
 

@@ -133,6 +133,7 @@ class Checkpoint:
             product.start()
             self._check_states(product)
             product.left = (self.layers, head["transitions"])
+            product.forget()
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, Nondeterminism) as error:
             raise InvalidArgument(
                 f"{self.path} does not fit {world.program.name}",

@@ -32,6 +32,7 @@ Livelocks are looked for when everything else is proven: see `balloonvq.explore.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import random
 import time
@@ -39,13 +40,16 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from operator import add, or_
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from balloonvq.explore.automaton import Automaton, TooManyLocalStates
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
 from balloonvq.explore.world import CLOCK, NOTHING, Nondeterminism, Program, Revised, World, tick
 from balloonvq.runtime.controlled import TICK, Decision, Execution
+
+if TYPE_CHECKING:
+    from balloonvq.explore.checkpoint import Checkpoint
 
 __all__ = [
     "Limits",
@@ -178,6 +182,8 @@ class Product:
         self._laid_out: list[int] = []
         #: Operations of random real executions that were compared with the automata; None before.
         self.sampled: int | None = None
+        #: Whether tables and first state are those of what is known of the world.
+        self.ready = False
         #: (layers, transitions) of a search that was left, to go on from.
         self.left: tuple[list[list[int]], int] = ([], 0)
         #: Steps of the longest of these; 0 before.
@@ -207,23 +213,9 @@ class Product:
             Revised, Widened: start again.
         """
         self._begin()
-        widths = self.widths
-        if self.left[0] and self._laid_out != widths:
-            self.left = ([self._repacked(layer) for layer in self.left[0]], self.left[1])
-        self._laid_out = list(widths)
-        self.shifts: list[int] = []
-        shift = 0
-        for width in widths:
-            self.shifts.append(shift)
-            shift += width
-        self.bits = shift
+        self.ready = False
+        self._lay_out()
         count = self.count
-        self.actor_shift = self.shifts[:count]
-        self.actor_mask = [(1 << width) - 1 for width in widths[:count]]
-        self.object_shift = dict(zip(self.objects, self.shifts[count:], strict=True))
-        self.object_mask = {
-            index: (1 << width) - 1 for index, width in zip(self.objects, widths[count:], strict=True)
-        }
         self.masks: list[list[int]] = [[] for _ in range(count)]
         self.tables: list[dict[int, int | Special]] = [{} for _ in range(count)]
         #: Whether an actor's table has entries that are no plain steps.
@@ -233,25 +225,70 @@ class Product:
         self._emptied: set[int] = set()
         for index in range(count):
             self._cover(index)
+        self.initial = self._first()
+        self.ready = True
+
+    def _lay_out(self) -> None:
+        """The fields' places, from their widths."""
+        widths, count = self.widths, self.count
+        self._laid_out = list(widths)
+        self.shifts = [0, *itertools.accumulate(widths)]
+        self.bits = self.shifts.pop()
+        self.actor_shift = self.shifts[:count]
+        self.actor_mask = [(1 << width) - 1 for width in widths[:count]]
+        self.object_shift = dict(zip(self.objects, self.shifts[count:], strict=True))
+        self.object_mask = {
+            index: (1 << width) - 1 for index, width in zip(self.objects, widths[count:], strict=True)
+        }
         self.clock_mask = self.object_mask[CLOCK] << self.object_shift[CLOCK]
         self.clock_idle = self.number(CLOCK, (0, ())) << self.object_shift[CLOCK]
         looked_at = {index for one in self.world.invariants if not one.at_rest for index in one.objects}
         #: The fields of the objects that invariants of every state look at, and what they say of their values.
         self.watched = sum(self.object_mask[index] << self.object_shift[index] for index in looked_at)
         self._broken: dict[int, str | None] = {}
-        self.initial = self._first()
 
-    def _repacked(self, layer: list[int]) -> list[int]:
-        """The same states with fields of other widths; who runs, on one processor, stays above them all."""
-        fields = []
-        at, to = 0, 0
-        for old, new in zip(self._laid_out, self.widths, strict=True):
-            fields.append((at, (1 << old) - 1, to))
-            at, to = at + old, to + new
-        return [
-            sum((state >> at & mask) << to for at, mask, to in fields) + (state >> at << to)
-            for state in layer
-        ]
+    def grow(self) -> None:
+        """Gives fields the place that they need by now; tables, and a search that was left, move along."""
+        # (end of a field, bits that it gets there), from the top so that the lower ones stay where they are.
+        ends = itertools.accumulate(self._laid_out)
+        gaps = [
+            (end, new - old)
+            for end, old, new in zip(ends, self._laid_out, self.widths, strict=True)
+            if old != new
+        ][::-1]
+
+        def moved(state: int) -> int:
+            for end, bits in gaps:
+                state = (state >> end << end + bits) | (state & ((1 << end) - 1))
+            return state
+
+        def delta(key: int, number: int) -> int:
+            return moved(key + number) - moved(key)
+
+        def entry(key: int, found: int | Special) -> int | Special:
+            if isinstance(found, int):
+                return delta(key, found)
+            moves = tuple((decision, delta(key, number)) for decision, number in found.moves)
+            return Special(moves, owner=found.owner, error=found.error, open_=found.open)
+
+        old = list(zip(self.shifts, self._laid_out, strict=True))
+        self._lay_out()
+        new = [((1 << width) - 1) << shift for shift, width in zip(self.shifts, self.widths, strict=True)]
+        for actor, masks in enumerate(self.masks):
+            wide = {
+                mask: sum(
+                    full
+                    for full, (shift, width) in zip(new, old, strict=True)
+                    if mask >> shift & ((1 << width) - 1)
+                )
+                for mask in set(masks)
+            }
+            self.masks[actor] = [wide[mask] for mask in masks]
+            self.tables[actor] = {moved(key): entry(key, found) for key, found in self.tables[actor].items()}
+            for keys in self._keys[actor].values():
+                keys[:] = map(moved, keys)
+        self.initial = moved(self.initial)
+        self.left = ([list(map(moved, layer)) for layer in self.left[0]], self.left[1])
 
     def narrow(self) -> None:
         """Makes fields no wider than twice as many numbers as are known by now need: short ints are faster."""
@@ -502,8 +539,11 @@ class Product:
         """Computes the entries for these states that were removed when more was found to depend on."""
         while self._emptied:
             actor = self._emptied.pop()
+            shift, field = self.actor_shift[actor], self.actor_mask[actor]
+            masks, get = self.masks[actor], self.tables[actor].get
             for state in states:
-                self.entry(actor, state)
+                if get(state & masks[(state >> shift) & field]) is None:
+                    self.entry(actor, state)
 
     def changes(self, before: int, after: int, but: Collection[int]) -> dict[int, tuple[int, int]]:
         """The numbers of the fields that differ, `but` left out, with their two values."""
@@ -788,8 +828,6 @@ class Search:
         """Goes on from layers that another search of this product has found."""
         self.layers = layers
         self.transitions = transitions
-        if layers:
-            self.product.forget()
 
     def progress(self, frontier: list[int], seconds: float) -> Progress:
         """How far this search is, with the layer that was just found."""
@@ -1223,10 +1261,15 @@ def started(program: Program, work: Callable[[Product], Any]) -> Any:
     try:
         for _ in range(_STARTS_MAX):
             try:
-                product.start()
+                if product.ready:
+                    product.grow()
+                else:
+                    product.start()
                 return work(product)
-            except (Revised, Widened):
+            except Widened:
                 continue
+            except Revised:
+                product.ready = False
     finally:
         product.close()
     raise Nondeterminism(f"{program.name} keeps changing while it is explored")
