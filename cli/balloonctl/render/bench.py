@@ -93,12 +93,13 @@ def _times(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
-def ratio_text(ratio: Mapping[str, Any]) -> Text:
-    """What a row is in times another: the median, and whether it is what it should be."""
+def ratio_text(ratio: Mapping[str, Any], *, goal: bool = True) -> Text:
+    """What a row is in times another: the median, and whether it is what it should be; with `goal` what that is."""
     text = Text.assemble((_times(ratio["median"]), "bold"), f" × {ratio['row']}")
     if ratio["at_most"] is not None:
         reached = ratio["median"] <= ratio["at_most"]
-        text.append(f" {'✓' if reached else '✗'} ≤ {ratio['at_most']:g}", style="green" if reached else "red")
+        words = f" {'✓' if reached else '✗'}" + (f" ≤ {ratio['at_most']:g}" if goal else "")
+        text.append(words, style="green" if reached else "red")
     return text
 
 
@@ -166,8 +167,11 @@ def _rows(result: Mapping[str, Any], *, wide: bool) -> Table:
     rows = result["rows"]
     rates = any(rate(row) for row in rows)
     against = any(row["against"] for row in rows)
+    # What all figures are for stands once, in the head.
+    units = {row["per"] for row in rows}
+    common = next(iter(units)) if len(units) == 1 else ""
     table = _table(
-        *("row", "median"),
+        *("row", f"median/{common}" if common else "median"),
         *(("min", "max") if wide else ("spread",)),
         *(["rate"] * rates),
         *([""] * wide),
@@ -177,17 +181,20 @@ def _rows(result: Mapping[str, Any], *, wide: bool) -> Table:
     for row in rows:
         unit = (row["unit"], row["per"])
         longest[unit] = max(longest.get(unit, 0.0), row["median"])
+    if not wide:
+        table.padding = (0, 0, 0, 0)
     for row in rows:
         bare = {**row, "per": ""}
         spread = [figure(row[name], bare) for name in ("min", "max")] if wide else [_spread(row)]
-        cells: list[RenderableType] = [row["name"], Text(figure(row["median"], row), style="bold")]
+        median = figure(row["median"], bare if common else row)
+        cells: list[RenderableType] = [row["name"], Text(median, style="bold")]
         cells += [Text(words, style="dim") for words in spread]
         if rates:
             cells.append(rate(row))
         if wide:
             cells.append(Text(_bar(row, longest[row["unit"], row["per"]]), style="cyan"))
         if against:
-            cells.append(Text("\n").join(ratio_text(ratio) for ratio in row["against"]))
+            cells.append(Text("\n").join(ratio_text(ratio, goal=wide) for ratio in row["against"]))
         table.add_row(*cells)
     return table
 
