@@ -110,6 +110,7 @@ def replay(
     from balloonctl.render.explore import render_replay
     from balloonvq.driver.designs import DESIGNS
     from balloonvq.explore import replay as library
+    from balloonvq.explore.standstill import watched
     from balloonvq.explore.timeline import timeline
 
     seen: list[_Known] = []
@@ -130,7 +131,8 @@ def replay(
         raise
     meant = meaning.program
     known = next(one for one in seen if one.program is meant)
-    execution = library.replay(string, [meant])
+    with watched():
+        execution = library.replay(string, [meant])
     decisions = execution.decisions
     loop = meaning.loop(decisions)
     end = library.ending(execution, loop)

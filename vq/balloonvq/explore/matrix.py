@@ -12,6 +12,7 @@ from balloonvq.explore.product import Limits, OnLayer
 from balloonvq.explore.properties import Property, shown_by, survey
 from balloonvq.explore.replay import encode
 from balloonvq.explore.scenarios import Scenario, fits_design, program, scenarios_for
+from balloonvq.explore.standstill import watched
 from balloonvq.explore.verdict import Bug, Outcome
 from balloonvq.explore.world import Program
 
@@ -76,6 +77,7 @@ def row(
     Raises:
         InvalidArgument, DesignError: see `find` and `program`.
         Nondeterminism: see `survey`.
+        DesignError: if the design does not come to its next step, too.
     """
     began = time.monotonic()
     design: type[Design] = find(name)
@@ -89,7 +91,8 @@ def row(
         if not fits_design(design, scenario):
             continue
         explored = program(design, scenario, options, deepest)
-        found = survey(explored, limits)
+        with watched():
+            found = survey(explored, limits)
         states += found.states
         for property_ in shown_by(scenario) | found.broken.keys():
             shown[property_] += 1

@@ -16,8 +16,10 @@ Left out: kicks (the host may look at any time), the pages of other kernel users
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from types import FunctionType, TracebackType
 from typing import Any, NamedTuple, cast
 
@@ -26,7 +28,7 @@ from balloonvq.driver.balloon import OUT_OF_PUFF_NS, PFNS_MAX, Balloon, PageList
 from balloonvq.driver.designs import Design
 from balloonvq.errors import KernelBug, LostData
 from balloonvq.explore.local_state import Atom
-from balloonvq.explore.world import SharedObject
+from balloonvq.explore.world import Nondeterminism, SharedObject
 from balloonvq.guest.kernel import AllocationStuck, Kernel, OomWait
 from balloonvq.guest.pages import PFN_BYTES, Batch, PageCounts, PfnArray, Place
 from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES as DEPTH_BYTES
@@ -34,7 +36,7 @@ from balloonvq.guest.stack import KernelStacks
 from balloonvq.guest.tasks import TaskKilled, UserTask
 from balloonvq.queue import DriverQueue
 from balloonvq.runtime import Mutex
-from balloonvq.runtime.controlled import BELOW, ControlledRuntime
+from balloonvq.runtime.controlled import BELOW, ControlledRuntime, place_of
 
 __all__ = ["STATISTICS", "Guest", "Page", "available", "counts"]
 
@@ -747,6 +749,81 @@ def _silence() -> SharedObject:
     )
 
 
+class Attributes(Atom):
+    """Which actor writes and which reads the attributes of a design, over all executions of a program.
+
+    Each actor is learned alone, so what one leaves in an attribute the other would never see: such state
+    has to be in objects of the runtime.
+    """
+
+    def __init__(self) -> None:
+        self._writers: dict[str, tuple[str, str]] = {}
+        self._readers: dict[str, dict[str, str]] = {}
+
+    def read(self, runtime: ControlledRuntime, name: str) -> None:
+        """An actor reads an attribute.
+
+        Raises:
+            Nondeterminism: if another one writes it.
+        """
+        actor = runtime.current
+        if actor is not None and actor.name not in self._readers.setdefault(name, {}):
+            self._readers[name][actor.name] = self._place()
+            self._check(name)
+
+    def written(self, runtime: ControlledRuntime, name: str) -> None:
+        """An actor writes an attribute.
+
+        Raises:
+            Nondeterminism: if another one reads or writes it.
+        """
+        actor = runtime.current
+        if actor is not None:
+            self.read(runtime, name)
+            if name not in self._writers:
+                self._writers[name] = actor.name, self._place()
+                self._check(name)
+
+    def _check(self, name: str) -> None:
+        writer, where = self._writers.get(name, ("", ""))
+        for reader, place in self._readers[name].items():
+            if writer and reader != writer:
+                raise Nondeterminism(
+                    f"{place}: {reader} uses the design's attribute {name}, which {writer} writes",
+                    why=f"{writer} writes it at {where}; what several actors share must be an object of the runtime",
+                    hint="vb.runtime.shared(name) in probe makes a word",
+                )
+
+    @staticmethod
+    def _place() -> str:
+        file, line = place_of(sys._getframe(1))  # noqa: SLF001 - as everywhere in the explorer
+        return f"{file}:{line}"
+
+
+@cache
+def _attended(design: type[Design]) -> type[Design]:
+    """A design that tells `Attributes` what is done to its attributes."""
+
+    def read(self: Any, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        own: dict[str, Any] = object.__getattribute__(self, "__dict__")
+        if name in own and "attended" in own:
+            runtime, attributes = own["attended"]
+            attributes.read(runtime, name)
+        return value
+
+    def write(self: Any, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        attended = self.__dict__.get("attended")
+        if attended is not None:
+            runtime, attributes = attended
+            attributes.written(runtime, name)
+
+    return type(
+        design.__name__, (design,), {"__getattribute__": read, "__setattr__": write, "name": design.name}
+    )
+
+
 def _trying(design: type[Design]) -> set[str]:
     """The functions of a design that call trylock."""
     return {
@@ -773,6 +850,7 @@ class Guest:
         silent: a queue's host may stop for good, before or after it has done what it was asked for, without a word.
         locked: how often others may have locked pages of the list.
         deepest: told how deep stacks get.
+        attributes: told who uses which attribute of the design.
     """
 
     def __init__(
@@ -792,6 +870,7 @@ class Guest:
         silent: bool = False,
         locked: int = 0,
         deepest: Depth | None = None,
+        attributes: Attributes | None = None,
     ) -> None:
         self.runtime = runtime
         self.lenient = lenient
@@ -822,13 +901,14 @@ class Guest:
         )
         self.actual = runtime.shared("actual", listed)
         self.again = False
-        self.design = design(
+        self.design = _attended(design)(
             self.vb,
             towards_target=self.towards_target,
             publish=self.publish,
             requeue=self.requeue,
             **options,
         )
+        vars(self.design)["attended"] = (runtime, attributes or Attributes())
         trying = _trying(design)
         if trying - {"migrate"} or (trying and "C" in actors):
             for mutex in designs_runtime.mutexes:

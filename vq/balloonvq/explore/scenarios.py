@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, cast
 from balloonvq.driver.designs import Design, choose_options
 from balloonvq.errors import InvalidArgument
 from balloonvq.explore.invariants import CHECKS, GRADES, declare
-from balloonvq.explore.model import STATISTICS, Depth, Guest, Page
+from balloonvq.explore.model import STATISTICS, Attributes, Depth, Guest, Page
 from balloonvq.explore.product import Keeping, Limits, OnLayer, explore
 from balloonvq.explore.replay import encode
+from balloonvq.explore.standstill import watched
 from balloonvq.explore.timeline import Timeline, timeline
 from balloonvq.explore.verdict import Verdict
 from balloonvq.explore.world import Bounds, Program
@@ -721,6 +722,7 @@ def program(
     """
     _check_design(design, scenario)
     chosen = choose_options(design, options or {})
+    attributes = Attributes()
 
     def build(runtime: Any) -> None:
         guest = Guest(
@@ -738,6 +740,7 @@ def program(
             silent="silent" in scenario.flags,
             locked=1 if "page locks" in scenario.flags else 0,
             deepest=deepest,
+            attributes=attributes,
         )
         for actor in scenario.actors:
             runtime.spawn(actor, ACTORS[actor], _BODIES[actor](guest, scenario))
@@ -798,6 +801,7 @@ def run(
     Raises:
         InvalidArgument: see `program`.
         Nondeterminism: if the design keeps shared state outside of the runtime's objects.
+        DesignError: if the design does not come to its next step.
     """
     started = time.monotonic()
     explored = program(design, scenario, options)
@@ -808,15 +812,16 @@ def run(
         from balloonvq.explore.checkpoint import identity
 
         keeping = Keeping(identity(explored, Path(inspect.getfile(design))), write_to, resume)
-    verdict = explore(explored, limits or Limits(), on_layer=on_layer, keeping=keeping)
     shown = text = fewest_shown = fewest_text = None
-    if verdict.bug is not None:
-        shortest, fewest = verdict.bug.shortest, verdict.bug.fewest_preemptions
-        shown = timeline(explored, shortest.decisions, loop=shortest.loop)
-        text = encode(explored, shortest)
-        if fewest is not None and fewest.preemptions < shortest.preemptions:
-            fewest_shown = timeline(explored, fewest.decisions)
-            fewest_text = encode(explored, fewest)
+    with watched():
+        verdict = explore(explored, limits or Limits(), on_layer=on_layer, keeping=keeping)
+        if verdict.bug is not None:
+            shortest, fewest = verdict.bug.shortest, verdict.bug.fewest_preemptions
+            shown = timeline(explored, shortest.decisions, loop=shortest.loop)
+            text = encode(explored, shortest)
+            if fewest is not None and fewest.preemptions < shortest.preemptions:
+                fewest_shown = timeline(explored, fewest.decisions)
+                fewest_text = encode(explored, fewest)
     return Result(
         design=design.name or design.__name__,
         options=choose_options(design, options or {}),

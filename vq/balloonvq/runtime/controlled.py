@@ -441,7 +441,12 @@ class ControlledRuntime(Atom):
     # -- declarations, for `build` -------------------------------------------
 
     def _declare(self, kind: str, name: str, initial: Hashable) -> ObjectSpec:
-        spec = self.world.declare(self._objects, kind, name, initial)
+        try:
+            spec = self.world.declare(self._objects, kind, name, initial)
+        except Nondeterminism as error:
+            file, line = place_of(sys._getframe(1))
+            error.why += f", at {file}:{line}"
+            raise
         self._objects += 1
         self.values.append(initial)
         return spec

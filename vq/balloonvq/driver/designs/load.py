@@ -8,12 +8,16 @@ import importlib.util
 import inspect
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 from balloonvq.driver.designs.base import Design
 from balloonvq.errors import BalloonError, DesignError, InvalidArgument
+from balloonvq.runtime.watchdog import Watchdog
 
 __all__ = ["load", "run_file"]
+
+#: How long it may take to import a file of the user.
+IMPORT_S = 10.0
 
 #: What is called, with the names of its arguments.
 _OPERATIONS = {
@@ -112,7 +116,8 @@ def run_file(path: Path, what: str, error_class: type[BalloonError]) -> ModuleTy
     # Where dataclasses and pickles look for it.
     sys.modules[name] = module
     try:
-        exec(compile(source, str(path), "exec"), vars(module))  # noqa: S102 - the user's own file, named by the user
+        with Watchdog(_importing, _too_long, IMPORT_S):
+            exec(compile(source, str(path), "exec"), vars(module))  # noqa: S102 - the user's own file, named by the user
     except (Exception, SystemExit) as error:
         if before is None:
             del sys.modules[name]
@@ -123,6 +128,20 @@ def run_file(path: Path, what: str, error_class: type[BalloonError]) -> ModuleTy
             f"{path}:{_failed_at(error, path)} does not import", why=f"{type(error).__name__}: {why}"
         ) from error
     return module
+
+
+def _importing(frame: FrameType | None) -> str | None:
+    """The same for as long as a file of the user is imported."""
+    while frame is not None:
+        if frame.f_code is run_file.__code__:
+            return "import"
+        frame = frame.f_back
+    return None
+
+
+def _too_long(frame: FrameType) -> TimeoutError:
+    del frame
+    return TimeoutError(f"it has not come to its end in {IMPORT_S:g} s")
 
 
 def _failed_at(error: BaseException, path: Path) -> int:

@@ -1,0 +1,146 @@
+"""Designs that no explorer can explore: each is an error that names the line, and none hangs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from balloonvq.driver.designs import find, load
+from balloonvq.errors import DesignError
+from balloonvq.explore import standstill
+from balloonvq.explore.matrix import row
+from balloonvq.explore.scenarios import SCENARIOS, run
+from balloonvq.explore.verdict import Outcome
+from balloonvq.explore.world import Nondeterminism
+
+HEAD = """
+import random, socket, threading, time
+from balloonvq.driver.designs.modern import Modern
+
+LOCK = threading.Lock()
+CALLS = [0]
+
+
+class Mine(Modern):
+"""
+
+LEAK = """
+    def leak(self, n):
+{}
+        return super().leak(n)
+"""
+
+PROBE = """
+    def probe(self):
+        super().probe()
+        self.ours = self.vb.runtime.shared("ours")
+"""
+
+#: What leak begins with, and the line of the file that it stands still in.
+STANDSTILLS = {
+    "loops": ("while True:\n    n += 1", (12, 13)),
+    "loops and swallows": (
+        "while True:\n    try:\n        n += 1\n    except Exception:\n        pass",
+        (12, 13, 14),
+    ),
+    "sleeps": ("time.sleep(1000)", (12,)),
+    "locks twice": ("LOCK.acquire()\nLOCK.acquire()", (13,)),
+    "reads a socket": ("ours, theirs = socket.socketpair()\nwith ours, theirs:\n    ours.recv(1)", (14,)),
+}
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    monkeypatch.setattr(standstill, "STANDSTILL_S", 1.0)
+    path = tmp_path / "mine.py"
+
+    def write(body: str) -> str:
+        path.write_text(HEAD + body)
+        return f"{path}:Mine"
+
+    return write
+
+
+def indented(lines: str) -> str:
+    return "\n".join("        " + line for line in lines.splitlines())
+
+
+@pytest.mark.parametrize("case", STANDSTILLS)
+def test_a_design_that_does_not_go_on_is_interrupted(case: str, mine: Callable[[str], str]) -> None:
+    code, lines = STANDSTILLS[case]
+    design = find(mine(LEAK.format(indented(code))))
+    began = time.monotonic()
+    with pytest.raises(DesignError, match="the design does not go on") as caught:
+        run(design, SCENARIOS["teardown"])
+    assert time.monotonic() - began < 8
+    assert caught.value.exit_code == 1
+    assert any(f"mine.py:{line}:" in caught.value.what for line in lines), caught.value.what
+    assert caught.value.why == "R has come to no further step for 1 s"
+    # What was interrupted leaves nothing behind.
+    assert run(find("modern"), SCENARIOS["teardown"]).verdict.outcome is Outcome.PROVED
+
+
+def test_so_is_one_that_stands_still_in_its_probe_and_in_a_survey(mine: Callable[[str], str]) -> None:
+    name = mine("    def probe(self):\n        while True:\n            pass\n")
+    with pytest.raises(DesignError, match=r"mine\.py:1[12]: the design does not go on") as caught:
+        row(name, {}, [SCENARIOS["teardown"]])
+    assert "its probe" in caught.value.why
+
+
+def test_a_file_whose_import_does_not_end_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "IMPORT_S", 1.0)
+    path = tmp_path / "mine.py"
+    path.write_text("x = 1\nwhile True:\n    x += 1\n")
+    with pytest.raises(DesignError, match=r"mine\.py:[23] does not import") as caught:
+        find(f"{path}:Mine")
+    assert "not come to its end" in caught.value.why
+
+
+def test_an_exploration_that_takes_long_is_no_standstill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step of every actor counts, whatever it is."""
+    monkeypatch.setattr(standstill, "STANDSTILL_S", 0.5)
+    result = run(find("modern"), SCENARIOS["fill-oom-compaction"])
+    assert result.verdict.outcome is Outcome.BUG
+
+
+NONDETERMINISM = {
+    "chance": "if random.random() < 0.5:\n    self.publish()",
+    "time": "if time.perf_counter_ns() // 1000 % 2:\n    self.publish()",
+    "a global variable": "CALLS[0] += 1\nif CALLS[0] % 3 == 0:\n    self.publish()",
+    "an attribute that several actors change": "self.calls = getattr(self, 'calls', 0) + 1\n"
+    "if self.calls % 2:\n    self.publish()",
+    "the order of a set": "CALLS[0] += 1\n"
+    "junk = [object() for _ in range(CALLS[0] % 7)]\n"
+    "for word in {type('Key', (), {'word': word}) for word in (self.vb.num_pages, self.ours)}:\n"
+    "    word.word.value",
+}
+
+
+@pytest.mark.parametrize("case", NONDETERMINISM)
+def test_a_design_that_is_not_deterministic_is_an_error_with_the_line(
+    case: str, mine: Callable[[str], str]
+) -> None:
+    design = find(mine(PROBE + LEAK.format(indented(NONDETERMINISM[case]))))
+    with pytest.raises(Nondeterminism) as caught:
+        run(design, SCENARIOS["teardown-oom"])
+    assert caught.value.exit_code == 1
+    assert "mine.py:" in caught.value.what + caught.value.why
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        PROBE + "        CALLS[0] += 1\n        self.vb.runtime.shared(f'word {CALLS[0]}')\n",
+        LEAK.format(indented("self.vb.runtime.mutex('late')")),
+    ],
+    ids=["another world each time", "a mutex made while it runs"],
+)
+def test_objects_are_made_once_and_at_probe(body: str, mine: Callable[[str], str]) -> None:
+    with pytest.raises(Nondeterminism, match=r"building|while") as caught:
+        run(find(mine(body)), SCENARIOS["teardown-oom"])
+    assert "mine.py:" in caught.value.why
