@@ -908,7 +908,9 @@ class Guest:
             requeue=self.requeue,
             **options,
         )
-        vars(self.design)["attended"] = (runtime, attributes or Attributes())
+        # On real threads all actors share the design as it is, and the schedule has been checked here before.
+        if isinstance(runtime, ControlledRuntime):
+            vars(self.design)["attended"] = (runtime, attributes or Attributes())
         trying = _trying(design)
         if trying - {"migrate"} or (trying and "C" in actors):
             for mutex in designs_runtime.mutexes:
