@@ -78,8 +78,27 @@ def test_shortest_and_fewest_preemptions_differ_where_they_must() -> None:
 
 @pytest.mark.parametrize("all_ops", [False, True])
 def test_a_watched_object_is_seen_in_between(all_ops) -> None:
-    verdict = product.explore(program(examples.invariant_inside, all_ops=all_ops))
-    assert (verdict.bug.kind, verdict.bug.what) == (Kind.INVARIANT, "equal")
+    for engine in (product, naive, dpor, random_walk):
+        bug = engine.explore(program(examples.invariant_inside, all_ops=all_ops)).bug
+        assert (bug.kind, bug.what) == (Kind.INVARIANT, "equal")
+        assert len(bug.shortest) >= 1
+
+
+def test_an_invariant_broken_for_one_step_between_two_actors_is_found_by_all_engines() -> None:
+    def build(rt) -> None:
+        word = rt.shared("word")
+
+        def up_and_down() -> None:
+            word.add(1)
+            word.add(-1)
+
+        rt.spawn("A", "", up_and_down)
+        rt.spawn("B", "", up_and_down)
+        rt.invariant("at most 1", lambda value: value <= 1, word)
+
+    for engine in (product, naive, dpor, random_walk):
+        bug = engine.explore(Program("both up", build)).bug
+        assert (bug.kind, bug.what) == (Kind.INVARIANT, "at most 1")
 
 
 @pytest.mark.parametrize("all_ops", [False, True])

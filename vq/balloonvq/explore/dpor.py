@@ -23,21 +23,20 @@ What is special here:
 * time's step depends on everything and never sleeps; where it competes with others
   (spinners, `explore_time`), everybody is tried.
 
-All ends are found: final states, deadlocks, errors. States in between are not all visited,
-so this engine does not judge state invariants. One processor without
+All ends are found: final states, deadlocks, errors. States in between are not all visited: an
+invariant of every state is judged in those that are, and may be broken in another. One processor without
 preemption is a bound on schedules, under which "the other order" may not exist: refused.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from balloonvq.errors import InvalidArgument
-from balloonvq.explore.naive import collect, judge
+from balloonvq.explore.naive import collect, judged
 from balloonvq.explore.operations import Operation
-from balloonvq.explore.verdict import Bug, Findings, Outcome, Schedule, Verdict
+from balloonvq.explore.verdict import Findings, Verdict
 from balloonvq.explore.world import CLOCK, Program, Revised, World
 from balloonvq.runtime.controlled import TICK, Decision, Execution, LogEntry
 
@@ -116,11 +115,10 @@ class _Event:
 
 
 class _Explorer:
-    def __init__(self, world: World, *, stop_on_error: bool) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
         self.frames: list[_Frame] = []
         self.prefix = 0
-        self.stop_on_error = stop_on_error
         self.marks: list[int] = []
 
     def strategy(self, found: list[Decision], execution: Execution) -> Decision:
@@ -250,12 +248,12 @@ class _Explorer:
         return False
 
 
-def _run(world: World, visit: Callable[[Execution], bool], *, stop_on_error: bool) -> int:
-    explorer = _Explorer(world, stop_on_error=stop_on_error)
+def _run(world: World, visit: Callable[[Execution], bool], *, stops: bool) -> int:
+    explorer = _Explorer(world)
     count = 0
     while True:
         explorer.marks = []
-        execution = Execution(world, explorer.strategy, log=True, stop_on_error=stop_on_error)
+        execution = Execution(world, explorer.strategy, log=True, stop_on_error=stops, stop_on_broken=stops)
         asleep = False
         try:
             execution.run()
@@ -290,7 +288,7 @@ def _findings(program: Program, executions_max: int = 1_000_000) -> tuple[Findin
             return left > 0
 
         try:
-            count = _run(world, visit, stop_on_error=False)
+            count = _run(world, visit, stops=False)
         except Revised:
             continue
         found.complete = found.complete and left > 0
@@ -307,36 +305,6 @@ def _refuse(program: Program) -> None:
 
 
 def explore(program: Program, executions_max: int = 1_000_000, seconds: float = 60.0) -> Verdict:
-    """One execution of each class, up to the first whose end is wrong."""
+    """One execution of each class, up to the first that is wrong."""
     _refuse(program)
-    world = World(program)
-    started = time.monotonic()
-    count = steps = 0
-    bug: Bug | None = None
-    why = ""
-
-    def visit(execution: Execution) -> bool:
-        nonlocal bug, why, count, steps
-        count += 1
-        steps += execution.steps
-        if execution.ending == "bound":
-            why = f"an execution of more than {program.steps_max} steps"
-        wrong = judge(execution)
-        if wrong is not None:
-            bug = Bug(*wrong, Schedule(tuple(execution.decisions), 0, ""))
-            return False
-        if count >= executions_max:
-            why = f"more than {executions_max:,} executions"
-        elif time.monotonic() - started > seconds:
-            why = f"more than {seconds:g} seconds"
-        return not why
-
-    while True:
-        try:
-            _run(world, visit, stop_on_error=True)
-        except Revised:
-            count = steps = 0
-            continue
-        outcome = Outcome.BUG if bug is not None else Outcome.INCOMPLETE if why else Outcome.PROVED
-        spent = time.monotonic() - started
-        return Verdict(outcome, "D", program.name, program.bounds, count, steps, spent, bug, why)
+    return judged(program, "D", _run, executions_max, seconds)

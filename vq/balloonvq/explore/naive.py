@@ -13,17 +13,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from balloonvq.explore.operations import Raised
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
 from balloonvq.explore.world import Nondeterminism, Program, Revised, World
 from balloonvq.runtime.controlled import Decision, Execution
 
-__all__ = ["collect", "executions", "explore", "findings", "judge"]
+__all__ = ["Run", "collect", "executions", "explore", "findings", "judge", "judged"]
 
 
-def executions(world: World, visit: Callable[[Execution], bool], *, stop_on_error: bool = False) -> int:
-    """Runs every execution and hands each to `visit` until that returns False; how many."""
+class Run(Protocol):
+    """What makes an engine: which executions there are."""
+
+    def __call__(self, world: World, visit: Callable[[Execution], bool], *, stops: bool) -> int:
+        """Runs executions and hands each to `visit` until that returns False; how many."""
+
+
+def executions(world: World, visit: Callable[[Execution], bool], *, stops: bool = False) -> int:
+    """Runs every execution and hands each to `visit` until that returns False; how many.
+
+    `stops` ends an execution at an error and at a broken invariant.
+    """
     prefix: list[int] = []
     count = 0
     while True:
@@ -42,7 +53,7 @@ def executions(world: World, visit: Callable[[Execution], bool], *, stop_on_erro
             taken.append((index, len(found)))
             return found[index]
 
-        execution = Execution(world, strategy, stop_on_error=stop_on_error).run()
+        execution = Execution(world, strategy, stop_on_error=stops, stop_on_broken=stops).run()
         count += 1
         if not visit(execution):
             return count
@@ -94,6 +105,8 @@ def judge(execution: Execution) -> tuple[Kind, str] | None:
     for actor in execution.actors:
         if actor.error is not None:
             return Kind.ERROR, f"{actor.name}: {Raised(actor.error)!r}"
+    if execution.broken is not None:
+        return Kind.INVARIANT, execution.broken
     if execution.ending == "bound":
         return None  # given up in the middle: nobody has come to his end
     stuck = execution.stuck
@@ -105,11 +118,8 @@ def judge(execution: Execution) -> tuple[Kind, str] | None:
     return None if broken is None else (Kind.AT_REST, broken)
 
 
-def explore(program: Program, executions_max: int = 1_000_000, seconds: float = 60.0) -> Verdict:
-    """All executions, or those up to the first that is wrong; no claim of a shortest one.
-
-    Invariants that hold in every state are not looked at: that is the product's business.
-    """
+def judged(program: Program, engine: str, run: Run, executions_max: int, seconds: float) -> Verdict:
+    """The verdict on the executions that `run` makes, up to the first that is wrong."""
     world = World(program)
     started = time.monotonic()
     count = steps = 0
@@ -134,10 +144,15 @@ def explore(program: Program, executions_max: int = 1_000_000, seconds: float = 
 
     while True:
         try:
-            executions(world, visit, stop_on_error=True)
+            run(world, visit, stops=True)
         except Revised:
             count = steps = 0
             continue
         outcome = Outcome.BUG if bug is not None else Outcome.INCOMPLETE if why else Outcome.PROVED
         spent = time.monotonic() - started
-        return Verdict(outcome, "N", program.name, program.bounds, count, steps, spent, bug, why)
+        return Verdict(outcome, engine, program.name, program.bounds, count, steps, spent, bug, why)
+
+
+def explore(program: Program, executions_max: int = 1_000_000, seconds: float = 60.0) -> Verdict:
+    """All executions, or those up to the first that is wrong; no claim of a shortest one."""
+    return judged(program, "N", executions, executions_max, seconds)

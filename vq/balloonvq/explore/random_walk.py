@@ -100,7 +100,7 @@ def explore(program: Program, executions: int = 10_000, seconds: float = 10.0, s
         try:
             strategy = _strategy(number, random_, steps)
             watched = any(operation.open for operation in world.operations)
-            execution = Execution(world, strategy, places=watched).run()
+            execution = Execution(world, strategy, places=watched, stop_on_broken=True).run()
         except Revised:
             continue
         number += 1

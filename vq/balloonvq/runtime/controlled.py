@@ -734,6 +734,8 @@ class Execution(ControlledRuntime):
         places: keep file and line of every operation in `places`.
         stop_on_error: end the execution when an actor raises; otherwise that actor is dead, with
             its locks held, and the others go on.
+        stop_on_broken: end the execution at a scheduling point where an invariant of every state does not
+            hold, whose name `broken` says.
     """
 
     def __init__(
@@ -744,6 +746,7 @@ class Execution(ControlledRuntime):
         log: bool = False,
         places: bool = False,
         stop_on_error: bool = True,
+        stop_on_broken: bool = False,
     ) -> None:
         self.strategy = strategy or run_on
         self.log: list[LogEntry] | None = [] if log or places else None
@@ -751,8 +754,9 @@ class Execution(ControlledRuntime):
         self.decisions: list[Decision] = []
         self.steps = 0
         self.choice = 0
-        #: rest, bound or error.
+        #: rest, bound, error or broken.
         self.ending = "rest"
+        self.broken: str | None = None
         self.running: Actor | None = None
         self._starting = False
         self._stop_on_error = stop_on_error
@@ -764,6 +768,7 @@ class Execution(ControlledRuntime):
             self.perform = self._perform_on  # type: ignore[method-assign]
         self._live: list[Actor] = []
         super().__init__(world)
+        self._stop_on_broken = stop_on_broken and not all(one.at_rest for one in world.invariants)
 
     def perform(self, operation: Operation, anchor: Hashable = None) -> Any:
         actor = self.current
@@ -873,6 +878,11 @@ class Execution(ControlledRuntime):
     def _dispatch(self) -> Actor | None:
         """Decides who goes on; None ends the execution."""
         while True:
+            if self._stop_on_broken:
+                self.broken = self.world.broken(self.values, at_rest=False)
+                if self.broken is not None:
+                    self.ending = "broken"
+                    return None
             found = self.enabled()
             if not found:
                 return None
