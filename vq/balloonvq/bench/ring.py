@@ -139,7 +139,7 @@ class Ringtest:
         if done.returncode:
             raise InvalidArgument(
                 f"{words[0]} of {self.source} failed",
-                why=_last_line(done.stderr) or f"it ended with {done.returncode}",
+                why=_cause(done.stderr) or f"it ended with {done.returncode}",
             )
         return done.stdout
 
@@ -158,15 +158,13 @@ def _failure(words: list[str], folder: Path) -> str:
         )
     except OSError as error:
         return str(error)
-    return (
-        "" if done.returncode == 0 else _last_line(done.stderr) or f"{words[0]} ended with {done.returncode}"
-    )
+    return "" if done.returncode == 0 else _cause(done.stderr) or f"{words[0]} ended with {done.returncode}"
 
 
-def _last_line(text: str) -> str:
-    """The last line that says something."""
+def _cause(text: str) -> str:
+    """The line that tells why a tool failed: the first with an error, or the last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    return next((line for line in lines if "error:" in line), lines[-1] if lines else "")
 
 
 class Ring:
