@@ -463,6 +463,9 @@ static void count_hole(struct discard *d, const struct gm_region *region, const 
 	/* Regions of a front end may begin anywhere in a page. */
 	if ((uintptr_t)host % d->host_page)
 		return;
+	if (last && host >= (uint8_t *)last->iov_base &&
+	    host < (uint8_t *)last->iov_base + last->iov_len)
+		return; /* noted already: ranges come rising */
 	if (last && (uint8_t *)last->iov_base + last->iov_len == host)
 		last->iov_len += (size_t)(end - first);
 	else

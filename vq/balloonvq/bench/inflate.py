@@ -130,7 +130,7 @@ class Inflate:
             if "path" in self.ways:
                 against = [Against(f"{kind} limit")]
                 if "device" in self.ways and "contiguous" in self.names:
-                    wish = None if backing == "huge" else 1.15
+                    wish = None if _pages_may_be_huge(backing) else 1.15
                     against.append(Against(f"{kind} contiguous", wish))
                 yield _row(
                     f"{kind} path", "the whole: target, Python driver, ring, device, holes", tuple(against)
@@ -258,9 +258,14 @@ def _row(name: str, about: str, against: tuple[Against, ...] = ()) -> Row:
     return Row(name, about, per="page", bytes=PAGE_SIZE, against=against)
 
 
+def _pages_may_be_huge(backing: str) -> bool:
+    """Whether the limit may be that of huge pages, which other rows have other reasons to miss."""
+    return backing == "huge" or "/" in backing
+
+
 def _wish(backing: str, name: str, how: str, beside: bool) -> float | None:
     """What a row is to cost at most, in times the limit."""
-    if backing == "huge":
+    if _pages_may_be_huge(backing):
         return None
     if beside:
         return 2.0 if name == "contiguous" else None
