@@ -97,15 +97,26 @@ class _Graph:
         self.product = search.product
         operations = self.product.world.operations
         self.progress = any(operation.progress for operation in operations)
-        #: For each actor: what of a state its step depends on, where it may be on a circle.
+        self.timers = self.product.has_timers
+        #: For each actor: what of a state its step depends on, where it may be on a circle -> its outcomes.
         self.circular = self._circular()
-        self.actors = [actor for actor, keys in enumerate(self.circular) if keys]
+        #: The same for the actors that have any: with what finds it in a state.
+        self.rows = [
+            (
+                self.product.actor_shift[actor],
+                self.product.actor_mask[actor],
+                self.product.masks[actor],
+                moves,
+            )
+            for actor, moves in enumerate(self.circular)
+            if moves
+        ]
 
-    def _circular(self) -> list[set[int]]:
-        """For each actor the keys of its table with a step that may be part of a circle."""
+    def _circular(self) -> list[dict[int, tuple[tuple[Decision, int], ...]]]:
+        """For each actor the keys of its table with a step that may be part of a circle, and all outcomes there."""
         product = self.product
         product.fill(self.search.seen)
-        free = product.ticking_fields() if product.has_timers else set()
+        free = product.ticking_fields() if self.timers else set()
         #: (actor, key, {field: (before, after)})
         left: list[tuple[int, int, dict[int, tuple[int, int]]]] = []
         for actor, table in enumerate(product.tables):
@@ -132,9 +143,9 @@ class _Graph:
             if len(kept) == len(left):
                 break
             left = kept
-        found: list[set[int]] = [set() for _ in range(product.count)]
+        found: list[dict[int, tuple[tuple[Decision, int], ...]]] = [{} for _ in range(product.count)]
         for actor, key, _ in left:
-            found[actor].add(key)
+            found[actor][key] = product.moves(actor, key)
         return found
 
     def candidates(self) -> set[int]:
@@ -142,15 +153,9 @@ class _Graph:
         product = self.product
         states = list(self.search.seen)
         found: set[int] = set()
-        for actor, keys in enumerate(self.circular):
-            if keys:
-                shift, field, masks = (
-                    product.actor_shift[actor],
-                    product.actor_mask[actor],
-                    product.masks[actor],
-                )
-                found.update(state for state in states if state & masks[(state >> shift) & field] in keys)
-        if product.has_timers:
+        for shift, field, masks, moves in self.rows:
+            found.update(state for state in states if state & masks[(state >> shift) & field] in moves)
+        if self.timers:
             clock, idle = product.clock_mask, product.clock_idle
             found.update(state for state in states if state & clock != idle)
         return found
@@ -158,7 +163,7 @@ class _Graph:
     def steps(self, state: int) -> list[tuple[Decision, int]]:
         """The steps from a state that may be part of a circle without progress."""
         product = self.product
-        if self.search.one_cpu or (product.has_timers and state & product.clock_mask != product.clock_idle):
+        if self.search.one_cpu or (self.timers and state & product.clock_mask != product.clock_idle):
             found = [
                 (decision, target)
                 for decision, target in self.search.steps(state)
@@ -166,10 +171,9 @@ class _Graph:
             ]
         else:
             found = []
-            for actor in self.actors:
-                key = product.key(actor, state)
-                if key in self.circular[actor]:
-                    found.extend((decision, state + delta) for decision, delta in product.moves(actor, state))
+            for shift, field, masks, moves in self.rows:
+                for decision, delta in moves.get(state & masks[(state >> shift) & field], ()):
+                    found.append((decision, state + delta))
         if not self.progress:
             return found
         plain = self.search.plain(state)
