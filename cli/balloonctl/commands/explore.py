@@ -154,6 +154,7 @@ def _row(
         "states": verdict.states,
         "transitions": verdict.transitions,
         "estimate": verdict.estimate,
+        "clean_steps": max(0, verdict.layers - 1) if verdict.outcome.value == "INCOMPLETE" else None,
         "seconds": result.seconds,
         "bounds": list(result.bounds),
         "schedule": None if bug is None or timeline is None else _schedule(bug.shortest, timeline),

@@ -114,7 +114,11 @@ def verdict(result: Mapping[str, Any]) -> Text:
         case _:
             guess = result["estimate"]
             size = f", perhaps {plural(guess, 'state')} in all" if guess else ""
-            return Text(f"{result['why']} ({plural(result['states'], 'state')} seen{size})")
+            clean = plural(result["clean_steps"], "step")
+            return Text(
+                f"{result['why']} ({plural(result['states'], 'state')} seen{size}; "
+                f"all schedules of up to {clean} are clean)"
+            )
 
 
 def totals(results: Sequence[Mapping[str, Any]], seconds: float) -> Text:
