@@ -434,7 +434,7 @@ def test_a_qemu_that_stalls(world: World, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_default_machine_is_started_and_announced(call: Call, world: World) -> None:
     result = call("inflate", "64M")
     assert result.exit_code == 0
-    assert "note: no machine runs: starting default (1 GiB, design modern)" in result.stderr
+    assert "note: no machine runs: starting default (1 GiB, design reference)" in result.stderr
     assert world.background["default"].actual_pages == 16384
     assert call("inflate", "64M").stderr == ""
     assert world.background["default"].actual_pages == 32768

@@ -66,7 +66,7 @@ def test_a_script_has_a_machine_of_its_own_on_a_virtual_clock(call: Call, world:
     result = call("run", path)
     assert result.exit_code == 0, result.output
     assert result.stdout.endswith("done\n")
-    assert "note: this session makes its own machine (1 GiB, design modern)" in result.stderr
+    assert "note: this session makes its own machine (1 GiB, design reference)" in result.stderr
     assert len(world.private) == 1
     assert world.private[0].stopped
     assert world.configs[0]["clock"] == "virtual"

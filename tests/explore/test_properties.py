@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -227,3 +228,13 @@ def test_combinations_are_named_by_their_actors() -> None:
 )
 def test_reference_is_proven_in_combinations(name: str) -> None:
     assert run(find("reference"), combination(name)).verdict.outcome is Outcome.PROVED
+
+
+def test_the_page_about_reference_shows_the_figures_of_the_matrix() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "reference-design.md").read_text()
+    table = {
+        line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if "| ✓ |" in line
+    }
+    for property_ in Property:
+        expected = [str(EXPECTED[design,][0].get(property_.value, "✓")) for design in DESIGNS]
+        assert [cell.strip() for cell in table[property_.value]] == expected

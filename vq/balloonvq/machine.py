@@ -131,7 +131,7 @@ class MachineConfig:
     touch_bytes: int | None = None
     used_bytes: int | None = None
     fragmented: bool = False
-    design: str = "modern"
+    design: str = "reference"
     design_options: Mapping[str, str] = field(default_factory=dict)
     deflate_on_oom: bool = True
     must_tell_host: bool = True

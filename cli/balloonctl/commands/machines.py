@@ -165,7 +165,7 @@ def default_fields() -> dict[str, Any]:
 )
 @click.option(
     "--design",
-    default="modern",
+    default="reference",
     show_default=True,
     metavar="DESIGN",
     callback=_design,

@@ -75,7 +75,7 @@ def verdict(report: dict[str, Any]) -> None:
             why=f"{len(names)} tasks wait for each other in a circle: {' -> '.join([*names, *names[:1]])}"
             if names
             else "its tasks wait for each other in a circle",
-            hint="balloonctl stop ends the machine; --design modern allocates before it takes the lock",
+            hint="balloonctl stop ends the machine; --design reference waits for no memory under a lock",
         )
     if report["outcome"] == "livelocked":
         raise RuleBroken(

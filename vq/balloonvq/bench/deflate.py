@@ -169,7 +169,7 @@ BENCHMARK = Definition(
         Parameter("memory", "memfd", "Kind of guest memory; a path is one too."),
         Parameter("orders", "contiguous,frag", "Orders of the pages, with commas."),
         Parameter("requests", 2000, "Round trips in a round.", kind="count", least=10, most=1_000_000),
-        Parameter("design", "modern", "Locking design of the driver of the whole path."),
+        Parameter("design", "reference", "Locking design of the driver of the whole path."),
     ),
     runs=5,
     warmup=0,

@@ -292,7 +292,7 @@ BENCHMARK = Definition(
         ),
         Parameter("rows", ",".join(WAYS), "What is measured, with commas: device, naive ways, whole path."),
         Parameter("sibling", True, "Measure also while another thread of the process runs.", kind="flag"),
-        Parameter("design", "modern", "Locking design of the driver of the whole path."),
+        Parameter("design", "reference", "Locking design of the driver of the whole path."),
     ),
     runs=3,
     warmup=0,

@@ -1,6 +1,6 @@
 """reference: no deadlock, no BUG(), no lost data, no stale `actual`, no OOM that is turned away (ours).
 
-Three rules; docs/explanation/reference-design.md argues that they are enough:
+Three rules; docs/reference-design.md argues that they are enough:
 
 * `balloon_lock` covers every request, the list, num_pages *and* the writing of `actual`. Nobody
   waits for memory under it, only for the host.
