@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from balloonvq.explore.matrix import Cell, Survey
     from balloonvq.explore.parallel import Task
     from balloonvq.explore.product import Limits, Progress
-    from balloonvq.explore.scenarios import Result
+    from balloonvq.explore.properties import Property
+    from balloonvq.explore.scenarios import Result, Scenario
     from balloonvq.explore.timeline import Timeline
     from balloonvq.explore.verdict import Schedule
 
@@ -40,6 +41,14 @@ def _complete_scenario(ctx: click.Context, param: click.Parameter, incomplete: s
     from balloonvq.explore.scenarios import SCENARIOS
 
     return [name for name in SCENARIOS if name.startswith(incomplete)]
+
+
+def _complete_property(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The rows of the matrix."""
+    del ctx, param
+    from balloonvq.explore.properties import Property
+
+    return [one.slug for one in Property if one.slug.startswith(incomplete)]
 
 
 def _schedule(schedule: Schedule, timeline: Timeline) -> dict[str, Any]:
@@ -288,6 +297,28 @@ def _by_property(ctx: click.Context, by: str | None, html: str | None, confirm: 
     return True
 
 
+def _tasks(
+    designs: Iterable[tuple[str, type[Design]]],
+    chosen: Sequence[Scenario],
+    only: Property | None,
+    *,
+    every: bool,
+    thorough: bool,
+) -> list[tuple[str, type[Design], Scenario]]:
+    """Which designs in which scenarios: those that were chosen, or all that fit and can show what is asked."""
+    from balloonvq.explore.properties import shown_by
+    from balloonvq.explore.scenarios import fits_design, scenarios_for
+
+    tasks: list[tuple[str, type[Design], Scenario]] = []
+    for name, kind in designs:
+        if chosen:
+            tasks += [(name, kind, one) for one in chosen if fits_design(kind, one) or not every]
+        else:
+            fitting = scenarios_for(kind, thorough=thorough)
+            tasks += [(name, kind, one) for one in fitting if only is None or only in shown_by(one)]
+    return tasks
+
+
 @command("explore")
 @click.argument("design", required=False, shell_complete=complete_design)
 @click.option(
@@ -306,6 +337,13 @@ def _by_property(ctx: click.Context, by: str | None, html: str | None, confirm: 
     metavar="OPTION=VALUE",
     callback=design_options,
     help="Set an option of the design; may be given again.",
+)
+@click.option(
+    "--property",
+    "property_name",
+    metavar="NAME",
+    shell_complete=_complete_property,
+    help="Only what breaks this property, a row of --all, whatever else is wrong: deadlock, oom-page-listed, ...",
 )
 @click.option("--thorough", is_flag=True, help="Also what takes long: all combinations of 2 to 4 actors.")
 @click.option("--list", "only_list", is_flag=True, help="List the scenarios; explore nothing.")
@@ -371,6 +409,7 @@ def explore(
     design: str | None,
     scenarios: tuple[str, ...],
     options: dict[str, str],
+    property_name: str | None,
     thorough: bool,
     only_list: bool,
     every: bool,
@@ -392,6 +431,8 @@ def explore(
     if every and (design or options):
         raise click.UsageError("--all takes all designs as they are; leave out DESIGN and --set", ctx)
     by_property = every and _by_property(ctx, by, html, confirm)
+    if property_name is not None and (not design or checkpoint or resume):
+        raise click.UsageError("--property is for one DESIGN, and a search for it is not kept", ctx)
     if by and not every:
         raise click.UsageError("--by is for --all", ctx)
     if not (every or design or only_list):
@@ -403,7 +444,8 @@ def explore(
     from balloonvq.explore.load import find_scenario
     from balloonvq.explore.parallel import Task
     from balloonvq.explore.product import Limits
-    from balloonvq.explore.scenarios import SCENARIOS, fits_design, program, scenarios_for
+    from balloonvq.explore.properties import property_named
+    from balloonvq.explore.scenarios import SCENARIOS, program, scenarios_for
 
     names = list(DESIGNS) if every else [design] if design else []
     limits = Limits(max_states, max_seconds)
@@ -412,9 +454,9 @@ def explore(
         choose_options(kind, options)
     chosen = [find_scenario(name) for name in dict.fromkeys(scenarios)]
     if only_list:
-        only = found[0][1] if len(found) == 1 else None
+        fitting = found[0][1] if len(found) == 1 else None
         shown = chosen or [
-            one for one in scenarios_for(only, thorough=True) if thorough or one.name in SCENARIOS
+            one for one in scenarios_for(fitting, thorough=True) if thorough or one.name in SCENARIOS
         ]
         rows = [
             {
@@ -434,17 +476,15 @@ def explore(
         document = _surveyed(app, matrix, jobs, executor)
         app.emit(document, render.render_properties)
         return _exit_code([cell for row in document["rows"] for cell in row["cells"]])
-    tasks = []
-    for name, kind in found:
-        fits = [one for one in chosen if fits_design(kind, one) or not every]
-        tasks += [(name, kind, one) for one in (fits if chosen else scenarios_for(kind, thorough=thorough))]
+    only = None if property_name is None else property_named(property_name)
+    tasks = _tasks(found, chosen, only, every=every, thorough=thorough)
     for _, kind, one in tasks:
         program(kind, one, options)  # refuses what makes no sense before anything has taken time
     times = (0 if every else _CONFIRM) if confirm is None else confirm
     if (checkpoint or resume) and (len(tasks) != 1 or executor is not None):
         raise click.UsageError("a checkpoint is of one design in one --scenario, explored here", ctx)
     streamed = app.settings.output is Format.TABLE and not every and html != "-"
-    work = [Task(name, one, options, limits, checkpoint or resume, resume) for name, _, one in tasks]
+    work = [Task(name, one, options, limits, checkpoint or resume, resume, only) for name, _, one in tasks]
     with nullcontext() if html is None else report(html) as file:
         results = _explored(app, work, jobs, executor, confirm=times, streamed=streamed)
         document = {

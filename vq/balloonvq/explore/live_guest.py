@@ -27,7 +27,7 @@ from typing import Any
 from balloonvq.device import BalloonDevice
 from balloonvq.driver.driver import CONFIG_ACTUAL
 from balloonvq.errors import KernelBug, LostData
-from balloonvq.explore.model import DEFLATE, INFLATE, PagesValue, available
+from balloonvq.explore.model import DEFLATE, INFLATE, ArrayValue, PagesValue, available
 from balloonvq.explore.world import SharedObject
 from balloonvq.features import Feature, Status
 from balloonvq.guest.pages import PFN_ARRAY_BYTES, PFN_BYTES, Batch, PageAllocator, PfnArray, Place
@@ -417,20 +417,26 @@ class _Array:
     def __init__(self, guest: LiveGuest, name: str) -> None:
         self._guest = guest
         self.array = PfnArray(guest.memory, guest.kernel_memory(PFN_ARRAY_BYTES), name)
+        self._written_bytes = 0
 
     def perform(self, operation: str, actor: int, expected: Any, arguments: tuple[Any, ...]) -> Any:
         del expected
         if operation == "clear":
             return self.array.clear()
         if operation == "append":
-            return self.array.append(Batch.of(*(real(pfn) for pfn in arguments[0])))
-        queue = self._guest.in_hand.pop(actor, None)
-        if queue is None:
-            return self.peek()
+            self.array.append(Batch.of(*(real(pfn) for pfn in arguments[0])))
+            self._written_bytes = max(self._written_bytes, self.array.size_bytes)
+            return None
+        if operation == "read":
+            return self._pfns(self.array.size_bytes)
+        queue = self._guest.in_hand.pop(actor)
         return tuple(pfn - KERNEL_PAGES for pfn in self._guest.device.step_read(queue))
 
-    def peek(self) -> tuple[int, ...]:
-        data = self._guest.memory.read(self.array.address, self.array.size_bytes)
+    def peek(self) -> ArrayValue:
+        return ArrayValue(len(self.array), self._pfns(self._written_bytes))
+
+    def _pfns(self, size_bytes: int) -> tuple[int, ...]:
+        data = self._guest.memory.read(self.array.address, size_bytes)
         return tuple(
             int.from_bytes(data[at : at + PFN_BYTES], "little") - KERNEL_PAGES
             for at in range(0, len(data), PFN_BYTES)

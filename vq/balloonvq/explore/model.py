@@ -367,6 +367,23 @@ class Pages(Atom):
 # -- what requests are made of -----------------------------------------------------
 
 
+class ArrayValue(NamedTuple):
+    """A PFN array in memory. To clear it is to start counting again: what was written stays until it is overwritten."""
+
+    filled: int
+    """PFNs that its user has put in."""
+    memory: tuple[int, ...]
+    """All that was ever written there."""
+
+    def __repr__(self) -> str:
+        return repr(self.memory[: self.filled])
+
+
+def _append(value: ArrayValue, pfns: tuple[int, ...]) -> tuple[ArrayValue, None]:
+    end = value[0] + len(pfns)
+    return ArrayValue(end, (*value[1][: value[0]], *pfns, *value[1][end:])), None
+
+
 class Array(Atom):
     """A `PfnArray`: an object, since the host reads what is there when it looks."""
 
@@ -375,13 +392,14 @@ class Array(Atom):
         self.object = runtime.shared_object(
             SharedObject(
                 name,
-                (),
+                ArrayValue(0, ()),
                 {
-                    "clear": lambda _: ((), None),
-                    "append": lambda value, pfns: ((*value, *pfns), None),
-                    "read": lambda value: (value, value),
+                    "clear": lambda value: (ArrayValue(0, value[1]), None),
+                    "append": _append,
+                    "read": lambda value: (value, value[1][: value[0]]),
+                    "look": lambda value, count: (value, value[1][:count]),
                 },
-                reads=frozenset({"read"}),
+                reads=frozenset({"read", "look"}),
                 stands_for="pfn array",
             )
         )
@@ -403,6 +421,10 @@ class Array(Atom):
 
     def read(self) -> tuple[int, ...]:
         return cast("tuple[int, ...]", self.object.apply("read"))
+
+    def look(self, count: int) -> tuple[int, ...]:
+        """What the host reads, who has a descriptor of that length."""
+        return cast("tuple[int, ...]", self.object.apply("look", count))
 
     def __len__(self) -> int:
         return len(self.read())
@@ -968,7 +990,7 @@ class Guest:
         if silence is not None and until == 1:
             silence.apply("begins")
             silence.apply("for ever")
-        pfns = self.kernel.arrays[name].read()
+        pfns = self.kernel.arrays[name].look(len(then))
         if pfns != then:
             raise KernelBug(
                 "a PFN array changed before the host had read it", why=f"{name} was {then} and is {pfns}"

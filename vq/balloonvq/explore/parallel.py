@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
     from multiprocessing.connection import Connection
 
+    from balloonvq.explore.properties import Property
+
 __all__ = ["Task", "Work", "connected", "explore_all", "processes", "processors"]
 
 #: How long the scheduler of a cluster may take to answer.
@@ -55,6 +57,8 @@ class Task:
     """Where its search is kept, see `balloonvq.explore.checkpoint`."""
     resume: Path | None = None
     """The search that it goes on with."""
+    only: Property | None = None
+    """The property to judge, if not all."""
 
     def run(self, on_layer: OnLayer | None = None) -> Result:
         """Explores it."""
@@ -73,6 +77,7 @@ class Task:
             options=self.options,
             limits=self.limits,
             on_layer=on_layer,
+            only=self.only,
             **kept,
         )
 

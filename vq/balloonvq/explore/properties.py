@@ -8,22 +8,25 @@ of the scenario, up to where the design has failed otherwise.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from balloonvq.errors import InvalidArgument
 from balloonvq.explore.automaton import TooManyLocalStates
 from balloonvq.explore.liveness import livelock
 from balloonvq.explore.product import Limits, Product, Search, confirm, preemptions, sample, started
-from balloonvq.explore.verdict import Bug, Kind, Schedule
+from balloonvq.explore.verdict import Bug, Kind, Outcome, Schedule, Verdict
 from balloonvq.explore.world import Program
 
 if TYPE_CHECKING:
     from balloonvq.explore.scenarios import Scenario
 
-__all__ = ["Property", "Survey", "broken_by", "shown_by", "survey"]
+__all__ = ["Property", "Survey", "broken_by", "judge", "property_named", "shown_by", "survey"]
 
 
 class Property(Enum):
@@ -60,6 +63,11 @@ class Property(Enum):
     """Nothing is told after the reset, none is in flight then, and no page is left behind."""
     TARGET = "target missed"
     """If the host's wish stops changing and no OOM occurs, the target is reached."""
+
+    @property
+    def slug(self) -> str:
+        """Its name for a command line: ``oom-page-listed``."""
+        return re.sub(r"[^a-z0-9]+", "-", self.value.lower().replace("'", "")).strip("-")
 
 
 #: What is said of a broken rule -> the property. Whatever else is raised is `Property.BUG`.
@@ -127,7 +135,10 @@ class Survey:
     why: str
     """What stopped the search, if it is not complete."""
     states: int
+    transitions: int
     seconds: float
+    checked: int
+    """Operations of real executions that were compared with the learned automata."""
 
 
 class _Surveying(Search):
@@ -206,8 +217,59 @@ def _survey(product: Product, limits: Limits) -> Survey:
             schedule = Schedule((*stem, *loop), 0, "", loop=len(stem))
             kind = broken_by(Kind.LIVELOCK, what, one_cpu=search.one_cpu)
             search.found[kind] = Bug(Kind.LIVELOCK, what, schedule)
-    for automaton in product.automata:
-        automaton.verify()
-    for bug in search.found.values():
-        confirm(product, bug.shortest.decisions)
-    return Survey(search.found, not why, why, len(search.seen), time.monotonic() - began)
+    checked = (product.sampled or 0) + sum(automaton.verify() for automaton in product.automata)
+    checked += sum(confirm(product, bug.shortest.decisions) for bug in search.found.values())
+    return Survey(
+        broken=search.found,
+        complete=not why,
+        why=why,
+        states=len(search.seen),
+        transitions=search.transitions,
+        seconds=time.monotonic() - began,
+        checked=checked,
+    )
+
+
+def property_named(name: str) -> Property:
+    """A property by its slug or as the matrix calls it.
+
+    Raises:
+        InvalidArgument: for a name that is neither.
+    """
+    for property_ in Property:
+        if name.lower() in {property_.slug, property_.value.lower()}:
+            return property_
+    slugs = [property_.slug for property_ in Property]
+    near = get_close_matches(name.lower(), slugs, 1, 0.5)
+    raise InvalidArgument(
+        f"there is no property {name!r}",
+        why=f"the properties are {', '.join(slugs)}",
+        hint=f"did you mean {near[0]}?"
+        if near
+        else "balloonctl explore --all shows what each design does with them",
+    )
+
+
+def judge(program: Program, property_: Property, limits: Limits = Limits()) -> Verdict:  # noqa: B008
+    """A verdict on one property, whatever else the program breaks.
+
+    PROVED holds up to where the program has failed otherwise.
+
+    Raises:
+        Nondeterminism: see `survey`.
+    """
+    found = survey(program, limits)
+    bug = found.broken.get(property_)
+    outcome = Outcome.PROVED if found.complete else Outcome.INCOMPLETE
+    return Verdict(
+        outcome=outcome if bug is None else Outcome.BUG,
+        engine="P",
+        program=program.name,
+        bounds=program.bounds,
+        states=found.states,
+        transitions=found.transitions,
+        seconds=found.seconds,
+        bug=bug,
+        why="" if bug is not None else found.why,
+        checked=found.checked,
+    )

@@ -37,6 +37,7 @@ from balloonvq.guest.tasks import TaskKilled
 
 if TYPE_CHECKING:
     from balloonvq.explore.checkpoint import Checkpoint
+    from balloonvq.explore.properties import Property
 
 __all__ = [
     "ACTORS",
@@ -786,8 +787,9 @@ def run(
     on_layer: OnLayer | None = None,
     write_to: Path | None = None,
     resume: Checkpoint | None = None,
+    only: Property | None = None,
 ) -> Result:
-    """Explores one design in one scenario.
+    """Explores one design in one scenario, to its first bug.
 
     Args:
         design: its class.
@@ -797,6 +799,7 @@ def run(
         on_layer: told how far the search is.
         write_to: where the search is kept, to go on from when it is given up.
         resume: such a search.
+        only: the property to judge, beyond bugs that break others; such a search is not kept.
 
     Raises:
         InvalidArgument: see `program`.
@@ -814,7 +817,12 @@ def run(
         keeping = Keeping(identity(explored, Path(inspect.getfile(design))), write_to, resume)
     shown = text = fewest_shown = fewest_text = None
     with watched():
-        verdict = explore(explored, limits or Limits(), on_layer=on_layer, keeping=keeping)
+        if only is None:
+            verdict = explore(explored, limits or Limits(), on_layer=on_layer, keeping=keeping)
+        else:
+            from balloonvq.explore.properties import judge
+
+            verdict = judge(explored, only, limits or Limits())
         if verdict.bug is not None:
             shortest, fewest = verdict.bug.shortest, verdict.bug.fewest_preemptions
             shown = timeline(explored, shortest.decisions, loop=shortest.loop)

@@ -121,7 +121,7 @@ def _lines(execution: Execution) -> list[Line]:
             held[actor].remove(operation.name)
         kind = execution.world.objects[operation.object].kind
         changes: tuple[Change, ...] = ()
-        if before != after and kind in {"word", "object"}:
+        if kind in {"word", "object"} and repr(before) != repr(after):
             changes = (Change(operation.name, repr(before), repr(after)),)
         private = not changes and operation.kind in PRIVATE
         lines.append(Line(step, actor, text, _short(place), _frozen(held), changes, private=private))
