@@ -608,3 +608,20 @@ def test_a_page_that_cannot_be_written_is_said_before_anything_is_explored(
     assert result.exit_code == 1
     assert "cannot write" in result.stderr
     assert not explorer.calls
+
+
+def test_a_property_is_explored_for_by_its_name(call: Callable[..., Ran]) -> None:
+    result = call("explore", "split", "--property", "oom-page-listed", "--confirm", "0", "--json")
+    assert result.exit_code == 3
+    results = json.loads(result.stdout)["results"]
+    assert {one["scenario"] for one in results} == {"empty-handed-filling", "empty-handed-leaking"}
+    assert [one["what"] for one in results if one["verdict"] == "BUG"] == [
+        "O: KernelBug(OOM came back with nothing, and pages were listed)"
+    ]
+
+
+def test_a_property_needs_a_design_and_has_to_exist(call: Callable[..., Ran]) -> None:
+    assert call("explore", "--all", "--property", "deadlock").exit_code == 2
+    wrong = call("explore", "split", "--property", "dedlock")
+    assert wrong.exit_code == 2
+    assert "did you mean deadlock?" in wrong.stderr
