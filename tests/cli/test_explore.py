@@ -173,6 +173,7 @@ class Explorer:
         options: Mapping[str, str] | None = None,
         limits: Limits | None = None,
         on_layer: object = None,
+        only: object = None,
     ) -> Result:
         assert limits is not None
         self.calls.append((design.name, scenario.name, dict(options or {}), limits))

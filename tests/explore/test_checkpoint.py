@@ -14,11 +14,12 @@ import pytest
 from balloonvq.driver.designs import find
 from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.explore import checkpoint, product
+from balloonvq.explore.automaton import Automaton
 from balloonvq.explore.product import Keeping, Limits
 from balloonvq.explore.programs import generate
 from balloonvq.explore.scenarios import SCENARIOS, program
 from balloonvq.explore.verdict import Outcome
-from balloonvq.explore.world import Bounds, Program
+from balloonvq.explore.world import Bounds, Program, World
 
 #: (design, scenario): proved, a bug in a state, a livelock, one processor, timers.
 CASES = [
@@ -213,6 +214,28 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path) -> None:
     keeping = Keeping(checkpoint.identity(what), tmp_path / "no folder" / "search", None)
     with pytest.raises(BalloonError, match="cannot write the checkpoint"):
         product.explore(what, Limits(states=100), keeping=keeping)
+
+
+def test_what_unwinds_after_ctrl_c_is_no_step_of_the_actor() -> None:
+    """Or a file that is kept then has local states in it that no run leads to."""
+
+    def build(runtime) -> None:
+        lock = runtime.mutex("lock")
+        word = runtime.shared("word")
+
+        def actor() -> None:
+            with lock:
+                word.value = 1
+                raise KeyboardInterrupt
+
+        runtime.spawn("W", "is interrupted", actor)
+
+    automaton = Automaton(World(Program("interrupted", build, Bounds(all_ops=True))), 0)
+    node = automaton.step(0, None)
+    with pytest.raises(KeyboardInterrupt):
+        automaton.step(node, None)
+    assert [one.operation.kind for one in automaton.nodes] == ["lock", "write"]
+    automaton.close()
 
 
 def test_ctrl_c_leaves_a_file_to_go_on_from(tmp_path) -> None:

@@ -1049,6 +1049,10 @@ class Fed(ControlledRuntime):
         actor = self.current
         if actor is None:
             return ControlledRuntime.perform(self, operation)
+        unwinding = sys.exc_info()[1]
+        if isinstance(unwinding, KeyboardInterrupt):
+            # What the code does on its way out of with and finally, after Ctrl-C, is no step of the actor.
+            raise unwinding
         if actor.turned:
             actor.turned = False
             anchor = "turn"
