@@ -238,6 +238,25 @@ def test_what_unwinds_after_ctrl_c_is_no_step_of_the_actor() -> None:
     automaton.close()
 
 
+def test_an_interrupt_behind_a_layer_counts_none_of_it_twice(tmp_path) -> None:
+    what = explored("modern", "compaction-while-filling")
+    file = tmp_path / "search"
+    layers = 0
+
+    def interrupt(progress) -> None:
+        nonlocal layers
+        layers += 1
+        if layers == 20:
+            raise KeyboardInterrupt
+
+    digest = checkpoint.identity(what)
+    with pytest.raises(KeyboardInterrupt):
+        product.explore(what, on_layer=interrupt, keeping=Keeping(digest, file, None))
+    resumed = product.explore(what, keeping=Keeping(digest, None, checkpoint.read(file)))
+    whole = product.explore(what)
+    assert (resumed.states, resumed.transitions) == (whole.states, whole.transitions)
+
+
 def test_ctrl_c_leaves_a_file_to_go_on_from(tmp_path) -> None:
     file = tmp_path / "search"
     arguments = ["explore", "reference", "--scenario", "fill-oom-compaction"]

@@ -179,7 +179,7 @@ def write(path: Path, search: Search, digest: str) -> None:
         "meaning": hashlib.sha256(product.meaning(nodes, values).encode()).hexdigest(),
         "widths": product.widths,
         "layers": [len(layer) for layer in search.layers],
-        "transitions": search.transitions,
+        "transitions": search.kept_transitions,
         "state_bytes": size,
         "body": hashlib.sha256(body).hexdigest(),
     }

@@ -782,6 +782,8 @@ class Search:
         self.layers: list[list[int]] = []
         self.seen: set[int] = set()
         self.transitions = 0
+        #: Number of layers -> transitions by then; an interrupt may come between a layer's end and its keeping.
+        self._by_layers: dict[int, int] = {}
         self.stopped = ""
         #: What was found wrong since `_settle` was last called, with the states.
         self._wrong: dict[tuple[Kind, str], set[int]] = {}
@@ -807,6 +809,7 @@ class Search:
                     self.on_layer(self.progress(following, time.monotonic() - started))
                 if not following:
                     return None
+                self._by_layers[len(self.layers) + 1] = self.transitions
                 self.layers.append(following)
                 if self.on_save is not None and time.monotonic() - self.saved > SAVE_S:
                     self.save()
@@ -829,6 +832,12 @@ class Search:
         """Goes on from layers that another search of this product has found."""
         self.layers = layers
         self.transitions = transitions
+        self._by_layers = {len(layers): transitions}
+
+    @property
+    def kept_transitions(self) -> int:
+        """Transitions of all layers but the last, from which a search goes on."""
+        return self._by_layers.get(len(self.layers), 0)
 
     def progress(self, frontier: list[int], seconds: float) -> Progress:
         """How far this search is, with the layer that was just found."""
@@ -1392,7 +1401,7 @@ def _searched(search: Search, keeping: Keeping) -> _Bug | None:
     try:
         wrong = search.run()
     except Widened:
-        product.left = (search.layers, search.transitions)
+        product.left = (search.layers, search.kept_transitions)
         raise
     except Revised:
         product.left = ([], 0)
