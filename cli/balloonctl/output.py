@@ -8,6 +8,7 @@ is shown to people that programs cannot get.
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from balloonvq.errors import BalloonError
+from balloonvq.files import written_whole
 
 __all__ = ["Document", "Format", "as_json", "as_plain", "report"]
 
@@ -78,8 +80,7 @@ def as_plain(document: Document) -> str:
 def report(target: str) -> Iterator[TextIO]:
     """A file for a report beside the document that goes to stdout.
 
-    It is opened at once, so that nothing is computed for a file that cannot be written, and is complete or not there:
-    it is written under another name first.
+    It is opened at once, so that nothing is computed for a file that cannot be written, and is complete or not there.
 
     Args:
         target: a file, or ``-`` for stdout.
@@ -90,16 +91,13 @@ def report(target: str) -> Iterator[TextIO]:
     if target == "-":
         yield sys.stdout
         return
-    path = Path(target)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with written_whole(Path(target)) as raw:
+            file = io.TextIOWrapper(raw, encoding="utf-8")
             yield file
-        partial.replace(path)
+            file.flush()
+            file.detach()
     except OSError as error:
         raise BalloonError(
             f"cannot write {target}", why=error.strerror or str(error), hint="name a file that can be written"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

@@ -31,14 +31,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import balloonvq
 from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.explore.world import Nondeterminism, Program
+from balloonvq.files import written_whole
 
 if TYPE_CHECKING:
     from balloonvq.explore.product import Product, Search
@@ -184,17 +183,9 @@ def write(path: Path, search: Search, digest: str) -> None:
         "body": hashlib.sha256(body).hexdigest(),
     }
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(json.dumps(head).encode() + b"\n")
-                file.write(body)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with written_whole(path) as file:
+            file.write(json.dumps(head).encode() + b"\n")
+            file.write(body)
     except OSError as error:
         raise BalloonError(f"cannot write the checkpoint {path}", why=error.strerror or str(error)) from error
 
