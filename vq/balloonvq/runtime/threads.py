@@ -38,6 +38,7 @@ from typing import TypeVar
 from balloonvq.counters import DeadlockTask, HeldLock
 from balloonvq.errors import InternalError
 from balloonvq.runtime import Stopped, WaitQueue
+from balloonvq.runtime.frames import current_frames
 
 __all__ = [
     "Parking",
@@ -671,12 +672,12 @@ class ThreadRuntime:
         """The tasks that have not ended, by name, each with the file:line at which it stands."""
         with self._guard:
             tasks = [task for task in self._tasks if task.thread is not None]
-        frames = sys._current_frames()
+        frames = current_frames()
         return tuple((task.name, (_stack(frames.get(task.ident)) or ("?",))[-1]) for task in tasks)
 
     def stack(self, task: ThreadTask, below: Collection[str] = ()) -> tuple[str, ...]:
         """The stack of a task that stands still, innermost last, without this file and those `below`."""
-        return _stack(sys._current_frames().get(task.ident), below)
+        return _stack(current_frames().get(task.ident), below)
 
     def close(self) -> None:
         """Gives the stop eventfd back; only after `stop` returned True."""
@@ -809,7 +810,7 @@ class ThreadRuntime:
 
     def _report_deadlock(self, circle: list[ThreadTask]) -> None:
         """Describes the circle. Its other members sleep in it, so their stacks stand still."""
-        frames = sys._current_frames()
+        frames = current_frames()
         report = []
         for task in circle:
             wanted = task.waiting_for

@@ -9,11 +9,12 @@ handler raises there. Nobody pays for it while all goes well.
 from __future__ import annotations
 
 import signal
-import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Hashable
 from types import FrameType, TracebackType
+
+from balloonvq.runtime.frames import current_frames
 
 __all__ = ["Watchdog", "line_of"]
 
@@ -81,7 +82,7 @@ class Watchdog:
         last: Hashable = None
         looks = 0
         while not self._over.wait(_LOOK_S):
-            frame = sys._current_frames().get(main)  # noqa: SLF001 - documented, for debuggers
+            frame = current_frames().get(main)
             place = None if frame is None else self._place(frame)
             looks = looks + 1 if place is not None and place == last else 0
             last = place
