@@ -144,10 +144,8 @@ def _confirmed(task: Task, result: Result, times: int) -> dict[str, Any] | None:
     return confirmation_members(confirmation)
 
 
-def _row(
-    design: str, given: dict[str, str], result: Result, live: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """A result as a member of the document; the design as it was typed."""
+def _row(design: str, given: dict[str, str], result: Result) -> dict[str, Any]:
+    """A result as a member of the document, not yet tried on real threads; the design as it was typed."""
     verdict = result.verdict
     bug, timeline = verdict.bug, result.timeline
     return {
@@ -169,7 +167,7 @@ def _row(
         "schedule": None if bug is None or timeline is None else _schedule(bug.shortest, timeline),
         "replay": result.replay,
         "fewest_preemptions": _fewest(result),
-        "live": live,
+        "live": None,
     }
 
 
@@ -219,14 +217,14 @@ def _explored(
             for number, task in enumerate(tasks):
                 bar.scenario(number, len(tasks), f"{task.design} / {task.scenario.name}")
                 result = next(coming)
-                results.append(_row(task.design, task.options, result, None))
+                results.append(_row(task.design, task.options, result))
                 if streamed:
                     with bar.aside():
                         if number == 0:
                             app.stdout.print(heading(results[0]))
                         app.stdout.print(line(results[-1], width))
                         app.stdout.file.flush()
-                results[-1] = _row(task.design, task.options, result, _confirmed(task, result, confirm))
+                results[-1]["live"] = _confirmed(task, result, confirm)
     return results
 
 

@@ -12,10 +12,9 @@ import click
 
 from balloonctl.command import command
 from balloonctl.commands.machines import feature_options, queue_size
-from balloonctl.commands.watch import look
+from balloonctl.commands.watch import look, look_options
 from balloonctl.connection import PrivateConnection
 from balloonctl.context import App, pass_app
-from balloonctl.sizes import DURATION
 from balloonvq.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -74,14 +73,7 @@ _CAPABILITIES = {"type": "balloon", "features": []}
     show_default=True,
     help="How the device gives memory back to the host.",
 )
-@click.option(
-    "--interval",
-    type=DURATION,
-    default="1s",
-    show_default=True,
-    help="Time between two looks, as 500ms or 2s.",
-)
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.  [default: never]")
+@look_options
 @click.option("--print-capabilities", is_flag=True, help="Print what this back end is, as JSON, and leave.")
 @pass_app
 def serve(

@@ -19,7 +19,7 @@ from balloonctl.sizes import DURATION
 if TYPE_CHECKING:
     from balloonvq.qmp.client import Client
 
-__all__ = ["look", "watch"]
+__all__ = ["look", "look_options", "watch"]
 
 #: Seconds that the sparklines show.
 MINUTE = 60.0
@@ -53,15 +53,23 @@ class View:
         return True
 
 
+def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How often, and how many times."""
+    interval = click.option(
+        "--interval",
+        type=DURATION,
+        default="1s",
+        show_default=True,
+        help="Time between two looks, as 500ms or 2s.",
+    )
+    count = click.option(
+        "--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.  [default: never]"
+    )
+    return interval(count(function))
+
+
 @command("watch")
-@click.option(
-    "--interval",
-    type=DURATION,
-    default="1s",
-    show_default=True,
-    help="Time between two looks, as 500ms or 2s.",
-)
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.  [default: never]")
+@look_options
 @pass_app
 def watch(app: App, /, interval: float, count: int | None) -> int:
     """Show the counters live.

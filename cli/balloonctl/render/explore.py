@@ -17,6 +17,7 @@ from balloonctl.render.units import duration, plural
 
 __all__ = [
     "KINDS",
+    "SIGNS",
     "design_name",
     "heading",
     "line",
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 #: Verdict -> its sign and how it looks.
-_SIGNS = {"PROVED": ("✓", "green"), "BUG": ("✗", BAD), "INCOMPLETE": ("?", "yellow")}
+SIGNS = {"PROVED": ("✓", "green"), "BUG": ("✗", BAD), "INCOMPLETE": ("?", "yellow")}
 
 #: Kind -> its letter in the matrix, its name in a heading, what the letter means.
 KINDS = {
@@ -123,11 +124,11 @@ def verdict(result: Mapping[str, Any]) -> Text:
 
 def totals(results: Sequence[Mapping[str, Any]], seconds: float) -> Text:
     """How many of each verdict."""
-    numbers = {name: sum(result["verdict"] == name for result in results) for name in _SIGNS}
+    numbers = {name: sum(result["verdict"] == name for result in results) for name in SIGNS}
     text = Text()
     for name, number in numbers.items():
         if number:
-            sign, style = _SIGNS[name]
+            sign, style = SIGNS[name]
             text.append(", " if text else "")
             text.append(f"{sign} {number} {name}", style)
     states = sum(result["states"] for result in results)
@@ -141,9 +142,9 @@ def heading(result: Mapping[str, Any]) -> Text:
 
 def line(result: Mapping[str, Any], width: int) -> Table:
     """One scenario's verdict, on a line if it fits; `width` is that of the longest name among them."""
-    sign, style = _SIGNS[result["verdict"]]
+    sign, style = SIGNS[result["verdict"]]
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, width=max(len(f"{sign} {name}") for name, (sign, _) in _SIGNS.items()))
+    table.add_column(no_wrap=True, width=max(len(f"{sign} {name}") for name, (sign, _) in SIGNS.items()))
     table.add_column(no_wrap=True, min_width=width)
     table.add_column(overflow="fold")
     table.add_row(
@@ -190,7 +191,7 @@ def _matrix_cell(result: Mapping[str, Any] | None) -> Text:
     """A tick, the letter of the bug with the length of its schedule, or a question mark."""
     if result is None:
         return Text("-", "dim")
-    sign, style = _SIGNS[result["verdict"]]
+    sign, style = SIGNS[result["verdict"]]
     if result["verdict"] != "BUG":
         return Text(sign, style)
     schedule = result["schedule"]
@@ -254,7 +255,7 @@ def _property_cell(cell: Mapping[str, Any]) -> Text:
     """A tick, the length of the shortest schedule, a question mark, or a dash."""
     if cell["verdict"] is None:
         return Text("-", "dim")
-    sign, style = _SIGNS[cell["verdict"]]
+    sign, style = SIGNS[cell["verdict"]]
     return Text(str(cell["length"]) if cell["verdict"] == "BUG" else sign, style)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from balloonctl.render.explore import KINDS, design_name, replay_command, totals, verdict
+from balloonctl.render.explore import KINDS, SIGNS, design_name, replay_command, totals, verdict
 from balloonctl.render.live import confirmed
 from balloonctl.render.page import page, table
 from balloonctl.render.timeline import length, rows, seen, summary
@@ -18,7 +18,6 @@ from balloonctl.render.timeline import length, rows, seen, summary
 __all__ = ["explore_page"]
 
 _CLASSES = {"PROVED": "good", "BUG": "bad", "INCOMPLETE": "open"}
-_SIGNS = {"PROVED": "✓", "BUG": "✗", "INCOMPLETE": "?"}
 
 #: Distance of two lock bars, in pixels.
 _BAR = 9
@@ -126,7 +125,7 @@ def _verdicts(results: Sequence[Mapping[str, Any]]) -> str:
         if result["verdict"] == "BUG":
             name = f'<a href="#{_anchor(result)}">{name}</a>'
         lines.append(
-            f'<tr><td class="verdict {kind}">{_SIGNS[result["verdict"]]} {result["verdict"]}</td><td>{name}</td>'
+            f'<tr><td class="verdict {kind}">{SIGNS[result["verdict"]][0]} {result["verdict"]}</td><td>{name}</td>'
             f'<td>{escape(verdict(result).plain)}</td><td class="number dim">{result["seconds"] * 1e3:,.0f} ms</td></tr>'
         )
     return table(lines)
