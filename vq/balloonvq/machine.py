@@ -18,24 +18,20 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePath
-from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 from balloonvq.counters import (
     Balloon,
     CompactReport,
-    Counters,
     DeadlockReport,
     DeadlockTask,
     KernelStack,
     MachineState,
     OomOutcome,
     OomReport,
-    QueueStatus,
     ShortReason,
     StatsReport,
     Status,
@@ -44,7 +40,7 @@ from balloonvq.counters import (
 )
 from balloonvq.device import BalloonDevice, DiscardMethod
 from balloonvq.driver.designs import choose_options, find, is_file
-from balloonvq.driver.driver import STATS, BalloonDriver
+from balloonvq.driver.driver import BalloonDriver
 from balloonvq.errors import (
     BalloonError,
     DesignError,
@@ -55,13 +51,13 @@ from balloonvq.errors import (
     NotEnoughMemory,
     RuleBroken,
 )
-from balloonvq.features import BALLOON_QUEUES, Feature, feature_names, status_names
 from balloonvq.guest.compaction import compact
 from balloonvq.guest.hog import MemoryHog
 from balloonvq.guest.kernel import Kernel
 from balloonvq.guest.pages import PageAllocator
 from balloonvq.guest.tasks import UserTask
 from balloonvq.host import available_bytes, shared_cpu
+from balloonvq.machine_base import EVENT_INTERVAL, Ended, MachineBase, negative_interval
 from balloonvq.memory import PAGE_SIZE, GuestMemory, is_private
 from balloonvq.queue import ring_layout
 from balloonvq.runtime import Stopped
@@ -80,9 +76,6 @@ STALLED_NS = 2_000_000_000
 
 #: Room for PFN arrays and buffers beside the rings, in the kernel's area.
 KERNEL_EXTRA_BYTES = 64 << 10
-
-#: BALLOON_CHANGE events are at least this far apart, except for the last one.
-EVENT_INTERVAL = 0.05
 
 #: How often a waiter looks whether an OOM run is over, when nothing wakes it.
 OOM_LOOK_NS = 20_000_000
@@ -146,7 +139,7 @@ class MachineConfig:
     clock: Literal["real", "virtual"] = "real"
 
 
-class Machine:
+class Machine(MachineBase):
     """A running guest with a balloon. Make one with `Machine.create`."""
 
     # -- life ----------------------------------------------------------------
@@ -167,24 +160,18 @@ class Machine:
         return cls(config, on_progress)
 
     def __init__(self, config: MachineConfig, on_progress: Callable[[int, int], None] | None = None) -> None:
+        super().__init__(config.name)
         self.config = config
         self._check(config)
         design = find(config.design)
         choose_options(design, config.design_options)
-        self._cleanup = contextlib.ExitStack()
-        self._lock = threading.Lock()
-        self._subscribers: list[Callable[[str, dict[str, object]], None]] = []
         self._deadlock: DeadlockReport | None = None
         self._trouble: BalloonError | None = None
-        self._stopping = False
         self._abandoned = False
-        self._started_ns = time.monotonic_ns()
-        self._stats_interval = 0
         self._polling = False
         self._oom_lock = threading.Lock()
         #: When the target was last set, by the runtime's clock; at first when the machine began.
         self._target_set_ns = 0
-        self._quit = threading.Event()
         with contextlib.ExitStack() as cleanup:
             self._build(config, design, cleanup, on_progress)
             self._cleanup = cleanup.pop_all()
@@ -272,7 +259,7 @@ class Machine:
                     f"{name.removesuffix('_bytes')} cannot be {size} bytes", why=f"the guest has {ram} bytes"
                 )
         if config.stats_interval < 0:
-            raise _negative_interval(config.stats_interval)
+            raise negative_interval(config.stats_interval)
         if config.clock not in CLOCKS:
             raise InvalidArgument(
                 f"there is no clock {config.clock!r}", why=f"the clocks are {', '.join(CLOCKS)}"
@@ -321,19 +308,8 @@ class Machine:
         self._resident = UserTask(self.kernel, "resident")
         self._resident.allocate(pages)
 
-    def stop(self) -> int:
-        """Ends the machine: every task, the device, the memory. Calling it again is harmless.
-
-        Returns the guest pages that were found to have lost their content.
-        """
-        with self._lock:
-            if self._stopping:
-                return 0
-            self._stopping = True
-        self._emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
-        lost = self.check()["lost_pages"] if self._trouble is None else 0
-        self._cleanup.close()
-        return lost
+    def _ending(self) -> int:
+        return self.check()["lost_pages"] if self._trouble is None else 0
 
     def _stop_runtime(self) -> None:
         if not self.runtime.stop(STOP_SECONDS):
@@ -430,40 +406,7 @@ class Machine:
         os.eventfd_write(self._pump_stop, 1)
         self._pump.join()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def request_quit(self) -> None:
-        """Asks whoever runs the machine to stop it."""
-        self._quit.set()
-
-    def wait_quit(self, timeout: float | None = None) -> bool:
-        """Waits until somebody asked for the end; whether somebody did."""
-        return self._quit.wait(timeout)
-
     # -- events and trouble --------------------------------------------------
-
-    def subscribe(self, callback: Callable[[str, dict[str, object]], None]) -> Callable[[], None]:
-        """Calls callback(name, data) at every event, from any thread; returns how to end that."""
-        with self._lock:
-            self._subscribers.append(callback)
-
-        def unsubscribe() -> None:
-            with self._lock, contextlib.suppress(ValueError):
-                self._subscribers.remove(callback)
-
-        return unsubscribe
-
-    def _emit(self, event: str, data: dict[str, object]) -> None:
-        with self._lock:
-            subscribers = list(self._subscribers)
-        for callback in subscribers:
-            callback(event, data)
 
     def _pump_events(self) -> None:
         """Turns writes of `actual` into BALLOON_CHANGE events, a few a second."""
@@ -534,11 +477,6 @@ class Machine:
     # -- figures -------------------------------------------------------------
 
     @property
-    def name(self) -> str:
-        """How commands address it."""
-        return self.config.name
-
-    @property
     def ram_bytes(self) -> int:
         """Guest memory."""
         return self.config.ram_bytes
@@ -567,9 +505,9 @@ class Machine:
             return "broken"
         return "running" if trouble is None else "bug"
 
-    def _returned_measured_bytes(self) -> int:
-        """Bytes that the host has got back of guest memory since its fullest moment."""
-        return max(0, self.memory.allocated_peak_bytes() - self.memory.allocated_bytes())
+    def _measured(self) -> tuple[int, int, int]:
+        memory = self.memory
+        return memory.size_bytes, memory.allocated_bytes(), memory.allocated_peak_bytes()
 
     def status(self) -> Status:
         """A snapshot of everything.
@@ -581,94 +519,44 @@ class Machine:
             return self._status()
 
     def _status(self) -> Status:
-        device = self.device
+        kernel, driver = self.kernel, self.driver
+        outside = self._from_outside((index, queue.size) for index, queue in enumerate(driver.queues))
         counts = self.pages.counts()
-        counted = device.counters()
-        queues = tuple(self._queue_status(index) for index in range(len(self.driver.queues)))
-        actual = device.actual_pages
-        trouble = self.trouble
-        return Status(
-            machine=self.name,
-            state=self.state,
-            pid=os.getpid(),
+        queues = tuple(
+            replace(status, kicks=queue.kicks, kicks_suppressed=queue.kicks_suppressed)
+            for status, queue in zip(outside.queues, driver.queues, strict=True)
+        )
+        return replace(
+            outside,
             design=self.config.design,
-            design_options=dict(self.driver.design.option),
-            ram_bytes=self.ram_bytes,
-            target_bytes=device.target_pages * PAGE_SIZE,
-            target_pages=device.target_pages,
-            actual_bytes=actual * PAGE_SIZE,
-            actual_pages=actual,
-            held_pages=counted.held_pages,
-            guest_usable_bytes=self.ram_bytes - actual * PAGE_SIZE,
+            design_options=dict(driver.design.option),
             guest_free_bytes=counts.free * PAGE_SIZE,
             guest_used_bytes=counts.user * PAGE_SIZE,
-            returned_acknowledged_bytes=counted.held_pages * PAGE_SIZE,
-            returned_measured_bytes=self._returned_measured_bytes(),
-            memory_allocated_bytes=self.memory.allocated_bytes(),
-            discard_backlog_bytes=counted.owed_pages * PAGE_SIZE,
-            deflate_on_oom=bool(device.driver_features & Feature.DEFLATE_ON_OOM),
-            must_tell_host=bool(device.driver_features & Feature.MUST_TELL_HOST),
-            features=feature_names(device.driver_features),
-            device_status=status_names(device.status),
             memory=self.config.memory,
-            discard=device.discard,
-            balloon=self._balloon(),
-            stack=KernelStack(
-                size_bytes=self.kernel.stacks.size_bytes, peak_bytes=self.kernel.stacks.peak_bytes
-            ),
-            counters=Counters(
-                inflated_pages=counted.inflated_pages,
-                deflated_pages=counted.deflated_pages,
-                requests=counted.requests,
-                kicks=sum(queue.kicks or 0 for queue in queues),
-                kicks_suppressed=sum(queue.kicks_suppressed or 0 for queue in queues),
-                interrupts=sum(queue.interrupts for queue in queues),
-                interrupts_suppressed=sum(queue.interrupts_suppressed for queue in queues),
-                config_changes=counted.config_changes,
-                oom_events=self.kernel.oom_events.value,
-                oom_kills=self.kernel.oom_kills.value,
-                oom_deflated_pages=self.driver.oom_deflated_pages.value,
-                migrated_pages=self.driver.migrated_pages.value,
-                migrations_refused=self.driver.migrations_refused.value,
-                discards=counted.discard_syscalls,
-                discard_ranges=counted.discard_ranges,
-                discard_failures=counted.discard_failed,
-                pfns_duplicate=counted.pfns_duplicate,
-                pfns_out_of_range=counted.pfns_out_of_range,
-                pfns_never_inflated=counted.pfns_never_inflated,
-                lost_pages=self.kernel.lost_pages.value,
+            stack=KernelStack(size_bytes=kernel.stacks.size_bytes, peak_bytes=kernel.stacks.peak_bytes),
+            counters=replace(
+                outside.counters,
+                kicks=sum(queue.kicks for queue in driver.queues),
+                kicks_suppressed=sum(queue.kicks_suppressed for queue in driver.queues),
+                oom_events=kernel.oom_events.value,
+                oom_kills=kernel.oom_kills.value,
+                oom_deflated_pages=driver.oom_deflated_pages.value,
+                migrated_pages=driver.migrated_pages.value,
+                migrations_refused=driver.migrations_refused.value,
+                lost_pages=kernel.lost_pages.value,
                 page_violations=counts.violations,
-                stats_updates=device.stats().updates,
             ),
             queues=queues,
-            uptime_ns=time.monotonic_ns() - self._started_ns,
-            monotonic_ns=time.monotonic_ns(),
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            trouble=self._trouble_text(trouble),
         )
 
-    def _trouble_text(self, trouble: BalloonError | None) -> str | None:
+    def _trouble_text(self) -> str | None:
         if self._deadlock is not None:
             names = ", ".join(task.task for task in self._deadlock.tasks)
             return f"tasks {names} wait for each other's locks"
+        trouble = self.trouble
         if trouble is None:
             return None
         return f"{trouble.what}: {trouble.why}" if trouble.why else trouble.what
-
-    def _queue_status(self, index: int) -> QueueStatus:
-        queue = self.driver.queues[index]
-        calls, suppressed = self.device.queue_calls(index)
-        return QueueStatus(
-            name=BALLOON_QUEUES[index],
-            size=queue.size,
-            # The device keeps one statistics buffer on purpose; that is not a backlog.
-            depth=max(0, self.device.queue_depth(index) - (1 if index == STATS else 0)),
-            kicks=queue.kicks,
-            kicks_suppressed=queue.kicks_suppressed,
-            interrupts=calls,
-            interrupts_suppressed=suppressed,
-            latency=self.device.latency(index),
-        )
 
     # -- the balloon ---------------------------------------------------------
 
@@ -735,7 +623,7 @@ class Machine:
         started = runtime.now_ns()
         target = self.device.target_pages
         progress = (self.device.counters().requests, started)
-        ended: tuple[Literal["reached", "short", "timeout"], ShortReason | None] | None = None
+        ended: Ended | None = None
 
         def look() -> bool:
             nonlocal ended, progress
@@ -768,15 +656,7 @@ class Machine:
         if ended[0] == "reached":
             # The device acknowledges before it gives memory back; reached means that it has left.
             self.device.flush()
-        return WaitResult(
-            outcome=ended[0],
-            reason=ended[1],
-            target_bytes=target * PAGE_SIZE,
-            actual_bytes=self.device.actual_pages * PAGE_SIZE,
-            returned_acknowledged_bytes=self.device.counters().held_pages * PAGE_SIZE,
-            returned_measured_bytes=self._returned_measured_bytes(),
-            elapsed_ns=runtime.now_ns() - self._target_set_ns,
-        )
+        return self._wait_result(ended, target, runtime.now_ns() - self._target_set_ns)
 
     @contextlib.contextmanager
     def _task(self, name: str, role: str) -> Iterator[None]:
@@ -922,15 +802,7 @@ class Machine:
         with self._task("statistics", "asks for statistics"):
             return collect(self.device, refresh=refresh, ended=lambda: self._stopping)
 
-    @property
-    def stats_polling_interval(self) -> int:
-        """Seconds between statistics requests; 0 = only when asked."""
-        return self._stats_interval
-
-    @stats_polling_interval.setter
-    def stats_polling_interval(self, seconds: int) -> None:
-        if seconds < 0:
-            raise _negative_interval(seconds)
+    def _poll_every(self, seconds: int) -> None:
         with self._lock:
             self._stats_interval = seconds
             start = seconds > 0 and not self._polling
@@ -952,16 +824,6 @@ class Machine:
 
     def _interval_is_not(self, seconds: int) -> bool:
         return self._stats_interval != seconds
-
-    # -- trouble to order ----------------------------------------------------
-
-    def set_faults(self, **faults: int) -> None:
-        """Injects trouble into the device; see `balloonvq.device.FAULTS`."""
-        self.device.set_faults(**faults)
-
-
-def _negative_interval(seconds: int) -> InvalidArgument:
-    return InvalidArgument("a polling interval cannot be negative", why=f"{seconds} s were asked for")
 
 
 def _kernel_pages(queue_size: int) -> int:

@@ -16,9 +16,8 @@ import contextlib
 import errno
 import os
 import stat
-from types import TracebackType
-from typing import Self
 
+from balloonvq.closing import Closing
 from balloonvq.errors import InvalidArgument, NotEnoughMemory
 from balloonvq.ffi import CData, check, ffi, lib
 
@@ -37,7 +36,7 @@ def is_private(backing: str) -> bool:
     return backing in {"anon", "huge"}
 
 
-class GuestMemory:
+class GuestMemory(Closing):
     """A guest's RAM: one piece at guest-physical 0, or regions added by a front end.
 
     Args:
@@ -206,14 +205,6 @@ class GuestMemory:
             self._gm = None
             if self._file is not None:
                 _remove(*self._file)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _open_new(path: str) -> tuple[int, bool]:

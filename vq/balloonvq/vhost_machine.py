@@ -21,27 +21,24 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, NoReturn, Self
+from typing import NoReturn
 
 from balloonvq.counters import (
     Balloon,
     CompactReport,
-    Counters,
     DeadlockReport,
     MachineState,
     OomReport,
-    QueueStatus,
     ShortReason,
     StatsReport,
     Status,
     WaitResult,
 )
 from balloonvq.device import BalloonDevice, DiscardMethod
-from balloonvq.errors import BalloonError, InvalidArgument, MachineStopped
-from balloonvq.features import BALLOON_QUEUES, Feature, feature_names, status_names
+from balloonvq.errors import BalloonError, MachineStopped
+from balloonvq.features import Feature
+from balloonvq.machine_base import EVENT_INTERVAL, Ended, MachineBase
 from balloonvq.memory import PAGE_SIZE
 from balloonvq.statistics import collect
 from balloonvq.vhost_user.backend import Backend, FrontEndState
@@ -60,11 +57,6 @@ AT_REST_NS = 2_000_000_000
 
 #: How often a waiter looks when nothing wakes it.
 LOOK_SECONDS = 0.05
-
-#: BALLOON_CHANGE events are at least this far apart, except for the last one.
-EVENT_INTERVAL = 0.05
-
-_STATS_QUEUE = BALLOON_QUEUES.index("stats")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +101,7 @@ class VhostConfig:
         return features if self.stats else features & ~int(Feature.STATS_VQ)
 
 
-class VhostMachine:
+class VhostMachine(MachineBase):
     """A served device. It listens from the moment it is made.
 
     Raises:
@@ -118,19 +110,14 @@ class VhostMachine:
     """
 
     def __init__(self, config: VhostConfig) -> None:
+        super().__init__(config.name)
         self.config = config
-        self._lock = threading.Lock()
         self._changed = threading.Condition()
-        self._subscribers: list[Callable[[str, dict[str, object]], None]] = []
-        self._quit = threading.Event()
-        self._stopping = False
-        self._stats_interval = 0
         self._last_end = ""
         #: When the target was last set, CLOCK_MONOTONIC.
         self._target_set_ns = time.monotonic_ns()
         self._reached: int | None = None
         self._moved_ns = 0
-        self._started_ns = time.monotonic_ns()
         with contextlib.ExitStack() as cleanup:
             self.memory = SharedMemory()
             cleanup.callback(self.memory.close)
@@ -162,55 +149,15 @@ class VhostMachine:
 
     # -- life ----------------------------------------------------------------
 
-    def stop(self) -> int:
-        """Lets go of the guest and ends. Calling it again is harmless. Returns 0: no page is checked."""
-        with self._lock:
-            if self._stopping:
-                return 0
-            self._stopping = True
-        self._emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
+    def _ending(self) -> int:
         self._notify()
-        self._cleanup.close()
-        return 0
+        return 0  # no page can be checked from here
 
     def _stop_pump(self) -> None:
         os.eventfd_write(self._wake, 1)
         self._pump.join()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def request_quit(self) -> None:
-        """Asks whoever runs the machine to stop it."""
-        self._quit.set()
-
-    def wait_quit(self, timeout: float | None = None) -> bool:
-        """Waits until somebody asked for the end; whether somebody did."""
-        return self._quit.wait(timeout)
-
     # -- events --------------------------------------------------------------
-
-    def subscribe(self, callback: Callable[[str, dict[str, object]], None]) -> Callable[[], None]:
-        """Calls callback(name, data) at every event, from any thread; returns how to end that."""
-        with self._lock:
-            self._subscribers.append(callback)
-
-        def unsubscribe() -> None:
-            with self._lock, contextlib.suppress(ValueError):
-                self._subscribers.remove(callback)
-
-        return unsubscribe
-
-    def _emit(self, event: str, data: dict[str, object]) -> None:
-        with self._lock:
-            subscribers = list(self._subscribers)
-        for callback in subscribers:
-            callback(event, data)
 
     def _on_state(self, state: FrontEndState, why: str) -> None:
         """What became of the front end; from the backend's thread."""
@@ -259,25 +206,10 @@ class VhostMachine:
     # -- figures -------------------------------------------------------------
 
     @property
-    def name(self) -> str:
-        """How commands address it."""
-        return self.config.name
-
-    @property
     def ram_bytes(self) -> int:
         """Guest memory that the front end shares with us; 0 while there is none."""
         with self.memory.lock:
             return self.memory.map.size_bytes
-
-    @property
-    def target_pages(self) -> int:
-        """Size of the balloon that was asked for."""
-        return self.device.target_pages
-
-    @property
-    def actual_pages(self) -> int:
-        """Size of the balloon as the driver reported it."""
-        return self.device.actual_pages
 
     @property
     def state(self) -> MachineState:
@@ -290,94 +222,20 @@ class VhostMachine:
 
     def status(self) -> Status:
         """A snapshot of everything that can be seen from outside the guest."""
-        device = self.device
-        counted = device.counters()
-        with self.memory.lock:
-            ram = self.memory.map.size_bytes
-            allocated = self.memory.map.allocated_bytes()
-            peak = self.memory.map.allocated_peak_bytes()
-        actual, target = device.actual_pages, device.target_pages
-        queues = tuple(self._queue_status(queue, size) for queue, size in self.backend.queues)
-        return Status(
-            machine=self.name,
-            state=self.state,
-            pid=os.getpid(),
-            design=None,
-            design_options=None,
-            ram_bytes=ram,
-            target_bytes=target * PAGE_SIZE,
-            target_pages=target,
-            actual_bytes=actual * PAGE_SIZE,
-            actual_pages=actual,
-            held_pages=counted.held_pages,
-            guest_usable_bytes=ram - actual * PAGE_SIZE,
-            guest_free_bytes=None,
-            guest_used_bytes=None,
-            returned_acknowledged_bytes=counted.held_pages * PAGE_SIZE,
-            returned_measured_bytes=max(0, peak - allocated),
-            memory_allocated_bytes=allocated,
-            discard_backlog_bytes=counted.owed_pages * PAGE_SIZE,
-            deflate_on_oom=bool(device.driver_features & Feature.DEFLATE_ON_OOM),
-            must_tell_host=bool(device.driver_features & Feature.MUST_TELL_HOST),
-            features=feature_names(device.driver_features),
-            device_status=status_names(device.status),
-            memory=None,
-            discard=device.discard,
-            balloon=self._balloon(),
-            stack=None,
-            counters=Counters(
-                inflated_pages=counted.inflated_pages,
-                deflated_pages=counted.deflated_pages,
-                requests=counted.requests,
-                kicks=counted.kicks,
-                kicks_suppressed=None,
-                interrupts=counted.calls,
-                interrupts_suppressed=counted.calls_suppressed,
-                config_changes=counted.config_changes,
-                oom_events=None,
-                oom_kills=None,
-                oom_deflated_pages=None,
-                migrated_pages=None,
-                migrations_refused=None,
-                discards=counted.discard_syscalls,
-                discard_ranges=counted.discard_ranges,
-                discard_failures=counted.discard_failed,
-                pfns_duplicate=counted.pfns_duplicate,
-                pfns_out_of_range=counted.pfns_out_of_range,
-                pfns_never_inflated=counted.pfns_never_inflated,
-                lost_pages=None,
-                page_violations=None,
-                stats_updates=device.stats().updates,
-            ),
-            queues=queues,
-            uptime_ns=time.monotonic_ns() - self._started_ns,
-            monotonic_ns=time.monotonic_ns(),
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            trouble=self._trouble(),
-        )
+        return self._from_outside(self.backend.queues)
 
-    def _trouble(self) -> str | None:
+    def _measured(self) -> tuple[int, int, int]:
+        with self.memory.lock:
+            map_ = self.memory.map
+            return map_.size_bytes, map_.allocated_bytes(), map_.allocated_peak_bytes()
+
+    def _trouble_text(self) -> str | None:
         broken = self.device.broken()
         if broken is not None:
             return f"the device needs a reset: {broken[0]} queue: {broken[1]}"
         if self._last_end and not self.backend.attached:
             return f"the last front end was sent away: {self._last_end}"
         return None
-
-    def _queue_status(self, queue: int, size: int) -> QueueStatus:
-        calls, suppressed = self.device.queue_calls(queue)
-        # The device keeps one statistics buffer on purpose; that is not a backlog.
-        kept = 1 if queue == _STATS_QUEUE else 0
-        return QueueStatus(
-            name=BALLOON_QUEUES[queue],
-            size=size,
-            depth=max(0, self.device.queue_depth(queue) - kept),
-            kicks=None,
-            kicks_suppressed=None,
-            interrupts=calls,
-            interrupts_suppressed=suppressed,
-            latency=self.device.latency(queue),
-        )
 
     # -- the balloon ---------------------------------------------------------
 
@@ -409,7 +267,7 @@ class VhostMachine:
         where = self.config.socket or f"descriptor {self.config.fd}"
         return BalloonError(
             "no guest is attached",
-            why=self._trouble()
+            why=self._trouble_text()
             or ("a front end is connected, its driver does not run" if self.backend.attached else ""),
             hint=f"start a guest with a vhost-user balloon at {where}",
         )
@@ -472,9 +330,7 @@ class VhostMachine:
                 if self.actual_pages == progress[1]:
                     self._changed.wait(rest)
 
-    def _ended(
-        self, target: int, *, stalled: bool
-    ) -> tuple[Literal["reached", "short", "timeout"], ShortReason | None] | None:
+    def _ended(self, target: int, *, stalled: bool) -> Ended | None:
         """How a wait for `target` has ended, None if it has not."""
         if self.target_pages != target:
             return "short", "target-changed"
@@ -484,22 +340,6 @@ class VhostMachine:
         if self.actual_pages == target:
             return "reached", None
         return ("short", "driver-stalled") if stalled else None
-
-    def _wait_result(
-        self, ended: tuple[Literal["reached", "short", "timeout"], ShortReason | None], target: int, ns: int
-    ) -> WaitResult:
-        with self.memory.lock:
-            allocated = self.memory.map.allocated_bytes()
-            peak = self.memory.map.allocated_peak_bytes()
-        return WaitResult(
-            outcome=ended[0],
-            reason=ended[1],
-            target_bytes=target * PAGE_SIZE,
-            actual_bytes=self.actual_pages * PAGE_SIZE,
-            returned_acknowledged_bytes=self.device.counters().held_pages * PAGE_SIZE,
-            returned_measured_bytes=max(0, peak - allocated),
-            elapsed_ns=ns,
-        )
 
     def sleep(self, duration_ns: int) -> None:
         """Lets that much time pass; a guest elsewhere has the host's clock.
@@ -520,15 +360,7 @@ class VhostMachine:
         """The guest's statistics; asks its driver for fresh ones first if `refresh`."""
         return collect(self.device, refresh=refresh, ended=lambda: self._stopping)
 
-    @property
-    def stats_polling_interval(self) -> int:
-        """Seconds between statistics requests; 0 = only when asked."""
-        return self._stats_interval
-
-    @stats_polling_interval.setter
-    def stats_polling_interval(self, seconds: int) -> None:
-        if seconds < 0:
-            raise InvalidArgument("a polling interval cannot be negative", why=f"{seconds} s were asked for")
+    def _poll_every(self, seconds: int) -> None:
         self._stats_interval = seconds
         os.eventfd_write(self._wake, 1)
 
@@ -562,9 +394,3 @@ class VhostMachine:
             why=f"the guest of {self.name} runs behind {Path(self.config.socket or 'a socket').name}",
             hint=hint,
         )
-
-    # -- trouble to order ----------------------------------------------------
-
-    def set_faults(self, **faults: int) -> None:
-        """Injects trouble into the device; see `balloonvq.device.FAULTS`."""
-        self.device.set_faults(**faults)

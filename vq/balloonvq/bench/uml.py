@@ -28,9 +28,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from balloonvq.closing import Closing
 from balloonvq.errors import BalloonError
 
 __all__ = ["GuestError", "UserModeLinux", "missing"]
@@ -112,7 +111,7 @@ def _memory_folder(size_bytes: int) -> Path:
     )
 
 
-class UserModeLinux:
+class UserModeLinux(Closing):
     """A guest. It boots when it is made, and is ended by `close`.
 
     Args:
@@ -283,14 +282,6 @@ class UserModeLinux:
         """Ends it and removes its files."""
         self._end()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _make_root(folder: Path) -> Path:

@@ -18,15 +18,14 @@ import queue
 import socket
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 from balloonvq import errors
+from balloonvq.closing import Closing
 from balloonvq.errors import (
     BalloonError,
     CommandFailed,
@@ -124,26 +123,10 @@ def restore_error(document: Mapping[str, Any], *, error_class: str = "GenericErr
     return found(what, why=why, hint=hint)
 
 
-class _Closing(ABC):
-    """A client as a context manager."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @abstractmethod
-    def close(self) -> None:
-        """End the conversation. A second call does nothing."""
-
-
 # ---- over a socket ---------------------------------------------------------
 
 
-class QMPClient(_Closing):
+class QMPClient(Closing):
     """A conversation with a QMP server; made by `connect`."""
 
     is_local = False
@@ -374,7 +357,7 @@ def _connect(path: Path, timeout: float) -> socket.socket:
 # ---- in this process -------------------------------------------------------
 
 
-class LocalClient(_Closing):
+class LocalClient(Closing):
     """`Client` for a machine that runs in this process.
 
     Verbs are checked and executed by the same `Commands` that a server uses, so

@@ -33,9 +33,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
+from balloonvq.closing import Closing
 from balloonvq.errors import (
     BalloonError,
     CommandFailed,
@@ -116,7 +116,7 @@ class _Client:
         return self.ended and not self.inbox and not self.busy and not self.outgoing
 
 
-class QMPServer:
+class QMPServer(Closing):
     """Serves `commands` on a unix socket at `path`, from construction to `close`.
 
     Usable as a context manager. Events of the machine go to every client that
@@ -148,14 +148,6 @@ class QMPServer:
         self._unsubscribe = commands.machine.subscribe(self.broadcast)
         self._io_thread = threading.Thread(target=self._run, name="qmp-io", daemon=True)
         self._io_thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # ---- for any thread ----------------------------------------------------
 

@@ -25,9 +25,8 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
+from balloonvq.closing import Closing
 from balloonvq.device import QUEUE_FDS, BalloonDevice, QueueFd
 from balloonvq.errors import CoreError
 from balloonvq.features import BALLOON_QUEUES, Status
@@ -77,7 +76,7 @@ _WHICH: dict[Request, QueueFd] = {
 }
 
 
-class Descriptors:
+class Descriptors(Closing):
     """Received descriptors: each is taken by somebody, or closed at the end of the message."""
 
     def __init__(self, descriptors: Sequence[int] = ()) -> None:
@@ -94,12 +93,8 @@ class Descriptors:
         """The next descriptor, now the caller's."""
         return self._open.pop(0)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Closes those that nobody has taken."""
         while self._open:
             os.close(self._open.pop())
 
