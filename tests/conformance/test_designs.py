@@ -304,7 +304,8 @@ def test_shrinker_may_stop_short_and_think_that_it_is_done() -> None:
     # The last 256 pages that fill allocates come out of the balloon, and fill returns 256: no difference is left.
     with small(design="shrinker") as machine:
         machine.set_target(machine.memory.size_pages)
-        until(lambda: machine.device.counters().inflated_pages == machine.memory.size_pages)
+        # Reclaim may take pages out more than once on the way: then more than all are inflated.
+        until(lambda: machine.device.counters().inflated_pages >= machine.memory.size_pages)
         until(lambda: not machine.driver.resizing)
         assert machine.driver.vb.num_pages.value < machine.pages.counts().listed + 1 < machine.target_pages
         assert machine.pages.free_pages() > 0
