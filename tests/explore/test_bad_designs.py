@@ -46,6 +46,10 @@ STANDSTILLS = {
         "while True:\n    try:\n        n += 1\n    except Exception:\n        pass",
         (12, 13, 14),
     ),
+    "sleeps and swallows everything": (
+        "while True:\n    try:\n        time.sleep(1000)\n    except BaseException:\n        pass",
+        (14, 15),
+    ),
     "sleeps": ("time.sleep(1000)", (12,)),
     "locks twice": ("LOCK.acquire()\nLOCK.acquire()", (13,)),
     "reads a socket": ("ours, theirs = socket.socketpair()\nwith ours, theirs:\n    ours.recv(1)", (14,)),

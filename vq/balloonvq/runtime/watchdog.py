@@ -3,16 +3,19 @@
 A design under the explorer, or a file that is imported, can loop for ever, sleep, or take a lock that is not the
 runtime's. None of that can be seen from inside. A second thread looks at the stack of the first one twice a second;
 when it has stood at the same place for too long, a signal interrupts it, system calls included, and the
-handler raises there. Nobody pays for it while all goes well.
+handler raises there. If the code has swallowed that, the next time it is raised once more in the handler that
+swallows it. Nobody pays for it while all goes well.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from types import FrameType, TracebackType
+from typing import Any
 
 from balloonvq.runtime.frames import current_frames
 
@@ -58,6 +61,8 @@ class Watchdog:
         self._limit_s = limit_s
         self._over = threading.Event()
         self._stood: Hashable = None
+        #: Where it was raised last.
+        self._raised: Hashable = None
         self._before: signal.Handlers | int | Callable[[int, FrameType | None], object] | None = None
         self._thread: threading.Thread | None = None
 
@@ -75,6 +80,8 @@ class Watchdog:
             self._over.set()
             self._thread.join()
             signal.signal(_SIGNAL, self._before)
+            if sys.gettrace() == self._insist:
+                sys.settrace(None)
 
     def _watch(self) -> None:
         main = threading.main_thread().ident
@@ -94,4 +101,23 @@ class Watchdog:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         del number
         if frame is not None and self._stood is not None and self._place(frame) == self._stood:
+            if self._raised == self._stood:
+                for caller in _frames(frame):
+                    caller.f_trace = self._insist
+                sys.settrace(self._insist)
+            self._raised = self._stood
             raise self._report(frame)
+
+    def _insist(self, frame: FrameType, event: str, argument: object) -> Any:
+        """A trace function: raises at the next line, that of the handler that swallowed what was raised before."""
+        del argument
+        if event == "line" and self._place(frame) == self._stood:
+            raise self._report(frame)
+        return None if event == "call" else self._insist
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those that it will come back to."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
