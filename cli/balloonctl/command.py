@@ -133,7 +133,13 @@ class BalloonCommand(click.Command):
         return super().make_context(info_name, args, parent, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Says that `-5M` is a negative size, rather than that there is no option -5."""
+        """Says that `-5M` is a negative size, rather than that there is no option -5.
+
+        While a line is being completed it may end with an option whose value is what is completed; Click would
+        stop there, and leave the arguments unread that the value may depend on.
+        """
+        if ctx.resilient_parsing and args and self._takes_value(args[-1]):
+            args = args[:-1]
         everything = list(args)
         try:
             return super().parse_args(ctx, args)
@@ -148,6 +154,13 @@ class BalloonCommand(click.Command):
                     hint=self.instead_of_negative or f"balloonctl {self.name} --help",
                 ) from error
             raise
+
+    def _takes_value(self, word: str) -> bool:
+        """Whether this is an option that is nothing without a value."""
+        return any(
+            isinstance(param, click.Option) and word in param.opts and not (param.is_flag or param.count)
+            for param in self.params
+        )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The command's own options; one line stands for the global ones."""

@@ -751,13 +751,14 @@ def test_completion_of_the_command_line(call: Call, world: World) -> None:
 def test_bash_cuts_words_at_equals_signs(
     call: Call, world: World, words: list[str], items: list[str]
 ) -> None:
-    line = ["balloonctl", "start", "--design", "split", *words]
-    env = {
-        "_BALLOONCTL_COMPLETE": "bash_complete",
-        "COMP_WORDS": "\n".join(line),
-        "COMP_CWORD": str(len(line) - 1),
-    }
-    assert [item.partition(",")[2] for item in call(env=env).stdout.split()] == items
+    for before in (["start", "--design", "split"], ["explore", "split"]):
+        line = ["balloonctl", *before, *words]
+        env = {
+            "_BALLOONCTL_COMPLETE": "bash_complete",
+            "COMP_WORDS": "\n".join(line),
+            "COMP_CWORD": str(len(line) - 1),
+        }
+        assert [item.partition(",")[2] for item in call(env=env).stdout.split()] == items
 
 
 def test_expect_completes_exactly_the_figures_of_a_status(machine: FakeMachine) -> None:
@@ -767,15 +768,16 @@ def test_expect_completes_exactly_the_figures_of_a_status(machine: FakeMachine) 
 
 def test_every_option_is_called_in_files_and_variables_what_it_is_on_the_command_line() -> None:
     root = click.Context(main)
-    for name in COMMANDS:
-        if name == "explore":
-            continue
-        found = main.get_command(root, name)
-        for option in found.params if found else ():
+    found = [main.get_command(root, name) for name in COMMANDS]
+    while found:
+        command = found.pop()
+        if isinstance(command, click.Group):
+            found += [command.get_command(root, name) for name in command.list_commands(root)]
+        for option in command.params if command else ():
             words = {
                 word.removeprefix("--").replace("-", "_") for word in option.opts if word.startswith("--")
             }
-            assert option.name in words or not words, (name, option.name)
+            assert option.name in words or not words, (command.name, option.name)
 
 
 @pytest.mark.parametrize(

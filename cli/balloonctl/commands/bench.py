@@ -151,7 +151,7 @@ def _plan_options(definition: Definition | None) -> list[click.Option]:
         ),
         click.Option(["--min-time"], type=DURATION, help="Go on until the rounds that count took this long."),
         click.Option(
-            ["--scan", "scans"],
+            ["--scan"],
             multiple=True,
             metavar="NAME=VALUE,…",
             help="Measure with each value of an option above; may be given again for every combination.",
@@ -185,7 +185,7 @@ def _command(definitions: Sequence[Definition], name: str, text: str, line: str)
     parameters = {parameter.name: parameter for one in definitions for parameter in one.parameters}
 
     def callback(
-        runs: int | None, warmup: int | None, min_time: float | None, scans: Sequence[str], **typed: Any
+        runs: int | None, warmup: int | None, min_time: float | None, scan: Sequence[str], **typed: Any
     ) -> int:
         from balloonvq.bench.measure import Plan
 
@@ -197,7 +197,7 @@ def _command(definitions: Sequence[Definition], name: str, text: str, line: str)
             given = {parameter.key: typed[parameter.name.replace("-", "_")] for parameter in one.parameters}
             tasks.append((one, {key: _value(value) for key, value in given.items() if value is not None}))
         plan = Plan(runs=runs, warmup=warmup, min_time_s=min_time or 0.0)
-        return _run(app, tasks, plan, _scans(parameters, scans), files)
+        return _run(app, tasks, plan, _scans(parameters, scan), files)
 
     return BalloonCommand(
         name,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from balloonctl.command import command
-from balloonctl.commands.machines import complete_design, design_options
+from balloonctl.commands.machines import complete_design, complete_design_option, design_options
 from balloonctl.context import App, pass_app
 from balloonctl.output import Format, report
 from balloonvq.counters import to_document
@@ -321,7 +321,6 @@ def _tasks(
 @click.argument("design", required=False, shell_complete=complete_design)
 @click.option(
     "--scenario",
-    "scenarios",
     multiple=True,
     metavar="NAME",
     shell_complete=_complete_scenario,
@@ -330,22 +329,21 @@ def _tasks(
 )
 @click.option(
     "--set",
-    "options",
     multiple=True,
     metavar="OPTION=VALUE",
     callback=design_options,
+    shell_complete=complete_design_option,
     help="Set an option of the design; may be given again.",
 )
 @click.option(
     "--property",
-    "property_name",
     metavar="NAME",
     shell_complete=_complete_property,
     help="Only what breaks this property, a row of --all, whatever else is wrong: deadlock, oom-page-listed, ...",
 )
 @click.option("--thorough", is_flag=True, help="Also what takes long: all combinations of 2 to 4 actors.")
-@click.option("--list", "only_list", is_flag=True, help="List the scenarios; explore nothing.")
-@click.option("--all", "every", is_flag=True, help="All designs: a row a property, a column a design.")
+@click.option("--list", is_flag=True, help="List the scenarios; explore nothing.")
+@click.option("--all", is_flag=True, help="All designs: a row a property, a column a design.")
 @click.option(
     "--by",
     type=click.Choice(["property", "scenario"]),
@@ -405,12 +403,8 @@ def explore(
     ctx: click.Context,
     /,
     design: str | None,
-    scenarios: tuple[str, ...],
-    options: dict[str, str],
-    property_name: str | None,
+    scenario: tuple[str, ...],
     thorough: bool,
-    only_list: bool,
-    every: bool,
     by: str | None,
     html: str | None,
     max_states: int,
@@ -420,12 +414,15 @@ def explore(
     confirm: int | None,
     checkpoint: Path | None,
     resume: Path | None,
+    **named: Any,
 ) -> int:
     """Look at every interleaving of a locking design: PROVED, a BUG with its shortest schedule, or INCOMPLETE.
 
     DESIGN is a name that `balloonctl designs` lists, or path/to/file.py:ClassName.
     Its own code runs; nothing is modelled twice. Exit code 0: all proved; 3: a bug; 5: incomplete.
     """
+    # Those that are called as functions of Python are.
+    options, every, only_list, property_name = (named[name] for name in ("set", "all", "list", "property"))
     if every and (design or options):
         raise click.UsageError("--all takes all designs as they are; leave out DESIGN and --set", ctx)
     by_property = every and _by_property(ctx, by, html, confirm)
@@ -450,7 +447,7 @@ def explore(
     found = [(name, _design(name)) for name in names]
     for _, kind in found:
         choose_options(kind, options)
-    chosen = [find_scenario(name) for name in dict.fromkeys(scenarios)]
+    chosen = [find_scenario(name) for name in dict.fromkeys(scenario)]
     if only_list:
         fitting = found[0][1] if len(found) == 1 else None
         shown = chosen or [

@@ -195,8 +195,8 @@ def default_fields() -> dict[str, Any]:
     show_default=True,
     metavar="memfd|anon|huge|PATH",
     callback=_memory,
-    help="Where guest memory comes from: a memfd; private anonymous memory with small or with huge pages; "
-    "a new file, or one without a name in a directory, that goes with the machine.",
+    help="Where guest memory comes from: a memfd; private anonymous memory, with huge pages if it is huge; or "
+    "PATH: a new file, or one without a name if that is a directory; it goes when the machine does.",
 )
 @click.option(
     "--discard",
