@@ -98,6 +98,7 @@ def test_every_fault_has_its_effect_and_ends() -> None:
 def test_a_lost_kick_stalls_until_the_next_one() -> None:
     with rig() as r:
         r.device.start()
+        until(lambda: r.device.stats().updates)  # the kick of probe is not the one to be lost
         r.device.set_faults(lose_kicks=1)
         r.device.set_target(5)
         r.request(INFLATE, 1)
