@@ -394,7 +394,7 @@ def test_a_design_from_a_file(design_file: Any) -> None:
 
 @pytest.mark.parametrize("order", ["free-first", "tell-first"])
 def test_the_design_of_the_how_to(root: Path, design_file: Any, order: str) -> None:
-    page = (root / "docs/howto/write-a-design.md").read_text()
+    page = (root / "docs/how-to/write-a-design.md").read_text()
     source = page.partition("```python\n")[2].partition("```")[0]
     with running(design=design_file(source, "Hasty"), design_options={"order": order}) as machine:
         settle(machine, 2000)
