@@ -3,6 +3,7 @@
 #include "bench_ring.h"
 #include "chain.h"
 #include "discard.h"
+#include "explore.h"
 #include "guest_memory.h"
 #include "histogram.h"
 #include "page_allocator.h"

@@ -45,6 +45,7 @@ HEADERS = (
     "worker.h",
     "histogram.h",
     "page_allocator.h",
+    "explore.h",
     "barrier.h",
 )
 

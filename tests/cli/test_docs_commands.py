@@ -110,7 +110,9 @@ def test_the_commands_of_a_page_do_what_it_shows(page: str, runtime_dir: Path, t
 
 
 def test_pages_are_found() -> None:
-    assert {"README.md", "docs/tutorial.md", "docs/how-to/deadlock.md", "docs/how-to/scripts.md"} <= set(PAGES)
+    assert {"README.md", "docs/tutorial.md", "docs/how-to/deadlock.md", "docs/how-to/scripts.md"} <= set(
+        PAGES
+    )
 
 
 def test_every_block_that_is_not_run_says_why() -> None:

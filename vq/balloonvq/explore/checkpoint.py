@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import balloonvq
 from balloonvq.errors import BalloonError, InvalidArgument
+from balloonvq.explore.product import Layer
 from balloonvq.explore.world import Nondeterminism, Program
 from balloonvq.files import written_whole
 
@@ -74,13 +75,13 @@ class Checkpoint:
     Attributes:
         path: where it is.
         head: the line.
-        layers: the states.
+        body: the states.
     """
 
-    def __init__(self, path: Path, head: dict[str, Any], layers: list[list[int]]) -> None:
+    def __init__(self, path: Path, head: dict[str, Any], body: bytes) -> None:
         self.path = path
         self.head = head
-        self.layers = layers
+        self.body = body
 
     def check(self, program: Program, digest: str) -> None:
         """Refuses the file of another program.
@@ -131,7 +132,10 @@ class Checkpoint:
             product.widths = list(head["widths"])
             product.start()
             self._check_states(product)
-            product.left = (self.layers, head["transitions"])
+            product.kernel.read(self.body, head["state_bytes"])
+            ends = itertools.accumulate(head["layers"])
+            product.left = [Layer(end, size, 0) for end, size in zip(ends, head["layers"], strict=True)]
+            product.left[-1] = product.left[-1]._replace(transitions=head["transitions"])
             product.forget()
         except (ValueError, IndexError, KeyError, TypeError, AttributeError, Nondeterminism) as error:
             raise InvalidArgument(
@@ -143,16 +147,19 @@ class Checkpoint:
     def _check_states(self, product: Product) -> None:
         """Whether each field of each state is a number that means something."""
         limits = list(self.head["nodes"]) + [self.head["values"][index] for index in product.objects]
-        if self.layers[0] != [product.initial]:
+        size = self.head["state_bytes"]
+        states = [
+            int.from_bytes(self.body[at : at + size], "little") for at in range(0, len(self.body), size)
+        ]
+        if self.head["layers"][0] != 1 or states[0] != product.initial:
             raise ValueError("another first state")
-        states = [state for layer in self.layers for state in layer]
         for shift, width, limit in zip(product.shifts, product.widths, limits, strict=True):
             mask = (1 << width) - 1
             if max({state >> shift & mask for state in states}) >= limit:
                 raise ValueError("a state that cannot be")
         top = product.count if product.world.bounds.one_cpu else 0
-        if max(states) >> product.bits > top or len(set(states)) != len(states):
-            raise ValueError("a state that cannot be, or one twice")
+        if max(states) >> product.bits > top:
+            raise ValueError("a state that cannot be")
 
 
 def write(path: Path, search: Search, digest: str) -> None:
@@ -164,8 +171,7 @@ def write(path: Path, search: Search, digest: str) -> None:
     product = search.product
     world = product.world
     nodes, values = product.sizes()
-    size = max(state.bit_length() for layer in search.layers for state in layer) // 8 + 1
-    body = b"".join(state.to_bytes(size, "little") for layer in search.layers for state in layer)
+    body = product.kernel.written(search.layers[-1].end)
     head = {
         "format": FORMAT,
         "program": world.program.name,
@@ -177,9 +183,9 @@ def write(path: Path, search: Search, digest: str) -> None:
         "values": values,
         "meaning": hashlib.sha256(product.meaning(nodes, values).encode()).hexdigest(),
         "widths": product.widths,
-        "layers": [len(layer) for layer in search.layers],
-        "transitions": search.kept_transitions,
-        "state_bytes": size,
+        "layers": [layer.size for layer in search.layers],
+        "transitions": search.layers[-1].transitions,
+        "state_bytes": product.kernel.state_bytes,
         "body": hashlib.sha256(body).hexdigest(),
     }
     try:
@@ -226,12 +232,7 @@ def read(path: Path) -> Checkpoint:
         raise InvalidArgument(
             f"{path} is damaged", why=str(error), hint="explore it again from the start, without --resume"
         ) from error
-    states = [int.from_bytes(body[at : at + size], "little") for at in range(0, len(body), size)]
-    found, begin = [], 0
-    for count in layers:
-        found.append(states[begin : begin + count])
-        begin += count
-    return Checkpoint(path, head, found)
+    return Checkpoint(path, head, body)
 
 
 def _count(value: object, most: int = 1 << 40) -> int:

@@ -22,17 +22,20 @@ moves inside it. Here a smaller component may pass, one without those states, so
 taken out and the rest is searched again. A spinner that never gives way owes nobody
 anything, and is found as the livelock that it is.
 
-A circle of the product leads each actor back to the local state where it was, so every step of it
-stays inside a circle of that actor's automaton. Most steps do not, and are left out before
-anything else is done. What is left goes through Tarjan's algorithm, iterative.
+A circle of the product leads each actor back to the local state where it was, and each object to its value, so
+every step of it stays inside a circle of that field's values. Most steps do not, and are left out before
+anything else is done. What is left goes through Tarjan's algorithm, iterative, in C
+(``csrc/explore_circles.c``), which also says who can go on in each state of a component and who moves inside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from functools import partial
+from functools import partial, reduce
+from operator import and_
 from typing import TYPE_CHECKING, TypeVar
 
+from balloonvq.ffi import lib
 from balloonvq.runtime.controlled import TICK, Decision
 
 if TYPE_CHECKING:
@@ -90,42 +93,33 @@ def _targets(edges: dict[int, list[int]], node: int) -> list[int]:
 
 
 class _Graph:
-    """Steps that are no progress."""
+    """Steps that may be part of a circle without progress; states by index."""
 
     def __init__(self, search: Search) -> None:
         self.search = search
-        self.product = search.product
-        operations = self.product.world.operations
-        self.progress = any(operation.progress for operation in operations)
-        self.timers = self.product.has_timers
-        #: For each actor: what of a state its step depends on, where it may be on a circle -> its outcomes.
-        self.circular = self._circular()
-        #: The same for the actors that have any: with what finds it in a state.
-        self.rows = [
-            (
-                self.product.actor_shift[actor],
-                self.product.actor_mask[actor],
-                self.product.masks[actor],
-                moves,
-            )
-            for actor, moves in enumerate(self.circular)
-            if moves
-        ]
+        self.product = product = search.product
+        self.kernel = product.kernel
+        product.fill()
+        progress = any(operation.progress for operation in product.world.operations)
+        for actor, key, choice in self._circular():
+            micros = product.micros(key, (actor, choice))[0] if progress else []
+            if not any(micro.operation.progress for micro in micros):
+                self.kernel.set_circular(actor, key, choice)
+        product.walk(lib.explore_graph, end=self.kernel.count)
 
-    def _circular(self) -> list[dict[int, tuple[tuple[Decision, int], ...]]]:
-        """For each actor the keys of its table with a step that may be part of a circle, and all outcomes there."""
+    def _circular(self) -> list[tuple[int, int, int]]:
+        """The steps that may be part of a circle: (actor, key of its table, outcome)."""
         product = self.product
-        product.fill(self.search.seen)
-        free = product.ticking_fields() if self.timers else set()
-        #: (actor, key, {field: (before, after)})
-        left: list[tuple[int, int, dict[int, tuple[int, int]]]] = []
+        free = product.ticking_fields() if product.has_timers else set()
+        #: (actor, key, outcome, {field: (before, after)})
+        left: list[tuple[int, int, int, dict[int, tuple[int, int]]]] = []
         for actor, table in enumerate(product.tables):
             for key in table:
-                moves = product.moves(actor, key)
-                left.extend((actor, key, product.changes(key, key + delta, free)) for _, delta in moves)
+                for (_, choice), difference in product.moves(actor, key):
+                    left.append((actor, key, choice, product.changes(key, key ^ difference, free)))
         while True:
             edges: dict[int, dict[int, list[int]]] = {}
-            for _, _, changes in left:
+            for *_, changes in left:
                 for field, (before, after) in changes.items():
                     edges.setdefault(field, {}).setdefault(before, []).append(after)
             circles: dict[int, dict[int, int]] = {}
@@ -137,101 +131,45 @@ class _Graph:
                 for step in left
                 if all(
                     before in circles[field] and circles[field][before] == circles[field].get(after)
-                    for field, (before, after) in step[2].items()
+                    for field, (before, after) in step[3].items()
                 )
             ]
             if len(kept) == len(left):
-                break
+                return [step[:3] for step in left]
             left = kept
-        found: list[dict[int, tuple[tuple[Decision, int], ...]]] = [{} for _ in range(product.count)]
-        for actor, key, _ in left:
-            found[actor][key] = product.moves(actor, key)
-        return found
 
-    def candidates(self) -> set[int]:
-        """States from which a step leads on that may be part of a circle."""
-        product = self.product
-        states = list(self.search.seen)
-        found: set[int] = set()
-        for shift, field, masks, moves in self.rows:
-            found.update(state for state in states if state & masks[(state >> shift) & field] in moves)
-        if self.timers:
-            clock, idle = product.clock_mask, product.clock_idle
-            found.update(state for state in states if state & clock != idle)
-        return found
-
-    def steps(self, state: int) -> list[tuple[Decision, int]]:
-        """The steps from a state that may be part of a circle without progress."""
-        product = self.product
-        if self.search.one_cpu or (self.timers and state & product.clock_mask != product.clock_idle):
-            found = [
-                (decision, target)
-                for decision, target in self.search.steps(state)
-                if decision == TICK or product.key(decision[0], state) in self.circular[decision[0]]
-            ]
-        else:
-            found = []
-            for shift, field, masks, moves in self.rows:
-                for decision, delta in moves.get(state & masks[(state >> shift) & field], ()):
-                    found.append((decision, state + delta))
-        if not self.progress:
-            return found
-        plain = self.search.plain(state)
-        return [
-            (decision, target)
-            for decision, target in found
-            if decision == TICK
-            or not any(micro.operation.progress for micro in product.micros(plain, decision)[0])
-        ]
-
-    def components(self, states: set[int]) -> Iterator[list[int]]:
-        """Strongly connected components with at least one step, of the graph on these states."""
-        known: dict[int, list[int]] = {}
-
-        def targets(state: int) -> list[int]:
-            found = known.get(state)
-            if found is None:
-                found = known[state] = [target for _, target in self.steps(state) if target in states]
-            return found
-
-        return components(states, targets)
-
-    def locks(self, state: int, actor: int) -> bool:
+    def locks(self, index: int, actor: int) -> bool:
         """Whether the actor is about to take a mutex; asked of one that never moves, so any state will do."""
-        product = self.search.product
-        operation = product.automata[actor].nodes[product.nodes(self.search.plain(state))[actor]].operation
+        product = self.product
+        operation = product.operation(actor, product.nodes(self.search.state(index))[actor])
         return operation is not None and operation.kind == "lock"
 
-    def fair_circles(self) -> Iterator[list[int]]:
-        """The fair components of all states."""
-        yield from self.fair(self.candidates())
-
-    def fair(self, states: set[int]) -> Iterator[list[int]]:
-        """The fair components."""
-        for component in self.components(states):
-            inside = set(component)
-            moved: set[int] = set()
-            able: dict[int, set[int]] = {}
-            for state in component:
-                able[state] = {decision[0] for decision, _ in self.search.steps(state)}
-                moved.update(decision[0] for decision, target in self.steps(state) if target in inside)
-            always = set.intersection(*able.values())
-            owed = set.union(*able.values()) - moved
-            if TICK[0] in owed:
+    def fair_circles(self, states: list[int] | None = None) -> Iterator[list[int]]:
+        """The fair components of these states, or of all."""
+        # Sets of actors are bits, time's above those of all actors.
+        count = self.product.count
+        for component in self.kernel.components(states):
+            able, moved = self.kernel.fairness(component, self.product.answer())
+            owed = ~moved
+            if owed >> count & 1 and any(actors >> count for actors in able):
+                continue
+            if reduce(and_, able) & owed:
                 continue
             if not self.search.one_cpu:
-                owed = {actor for actor in owed if self.locks(component[0], actor)}
-            left_out = {state for state, actors in able.items() if actors & owed}
-            if always - moved:
-                continue
-            if left_out:
-                yield from self.fair(inside - left_out)
+                owed = sum(
+                    1 << actor
+                    for actor in range(count)
+                    if owed >> actor & 1 and self.locks(component[0], actor)
+                )
+            rest = [index for index, actors in zip(component, able, strict=True) if not actors & owed]
+            if len(rest) < len(component):
+                yield from self.fair_circles(rest)
             else:
                 yield component
 
 
 def fair_circles(search: Search) -> Iterator[list[int]]:
-    """All fair components without progress."""
+    """All fair components without progress, as indices of states."""
     yield from _Graph(search).fair_circles()
 
 
@@ -241,9 +179,10 @@ def livelock(search: Search) -> tuple[list[Decision], list[Decision], str] | Non
     circles = list(graph.fair_circles())
     if not circles:
         return None
-    depth = {state: number for number, layer in enumerate(search.layers) for state in layer}
-    nearest = min(depth[state] for circle in circles for state in circle)
-    stem, entry = search.path({state for circle in circles for state in circle if depth[state] == nearest})
+    # Indices are given layer by layer.
+    nearest = min(map(min, circles))
+    end = next(layer.end for layer in search.layers if nearest < layer.end)
+    stem, entry = search.path({index for circle in circles for index in circle if index < end})
     component = next(circle for circle in circles if entry in circle)
     loop = _tour(graph, set(component), entry)
     product = search.product
@@ -254,33 +193,35 @@ def livelock(search: Search) -> tuple[list[Decision], list[Decision], str] | Non
 
 def _tour(graph: _Graph, inside: set[int], entry: int) -> list[Decision]:
     """A closed walk from `entry` in which every actor that moves inside the component moves."""
-    wanted = {d[0] for state in inside for d, target in graph.steps(state) if target in inside}
+    wanted = {
+        step.actor for index in inside for step in graph.kernel.circular_steps(index) if step.state in inside
+    }
     walk: list[Decision] = []
     at = entry
     while wanted:
-        leg, at = _leg(graph, inside, at, lambda d, _t, w=frozenset(wanted): d[0] in w)
+        leg, at = _leg(graph, inside, at, lambda actor, _, w=frozenset(wanted): actor in w)
         walk += leg
         wanted -= {decision[0] for decision in leg}
     if at != entry:
-        leg, at = _leg(graph, inside, at, lambda _d, target: target == entry)
+        leg, at = _leg(graph, inside, at, lambda _, target: target == entry)
         walk += leg
     return walk
 
 
 def _leg(graph: _Graph, inside: set[int], start: int, goal) -> tuple[list[Decision], int]:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """A shortest walk from `start` whose last step satisfies goal(decision, target)."""
+    """A shortest walk from `start` whose last step satisfies goal(actor, target)."""
     frontier: list[tuple[int, list[Decision]]] = [(start, [])]
     seen = {start}
     while frontier:
         following: list[tuple[int, list[Decision]]] = []
-        for state, walk in frontier:
-            for decision, target in graph.steps(state):
+        for index, walk in frontier:
+            for actor, choice, target in graph.kernel.circular_steps(index):
                 if target not in inside:
                     continue
-                if goal(decision, target):
-                    return [*walk, decision], target
+                if goal(actor, target):
+                    return [*walk, (actor, choice)], target
                 if target not in seen:
                     seen.add(target)
-                    following.append((target, [*walk, decision]))
+                    following.append((target, [*walk, (actor, choice)]))
         frontier = following
     raise AssertionError("a strongly connected component is not connected")

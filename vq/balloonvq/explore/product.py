@@ -4,13 +4,14 @@ A state is one int: for each actor the number of its local state, for each
 object the number of its value, side by side in bit fields. A step of actor A
 depends on A's own field and the fields of the few objects that it touches, so
 
-    state & mask of A's local state  ->  number to *add* to the state
+    state & mask of A's local state  ->  difference: next state = state ^ difference
 
 is a table that soon holds all that A can do, whatever the others are at. A search
-step is: shift, mask, look up, add, look up in the set of known states. The tables
-are filled on demand by the only slow part, `_compute`, which performs the
+step is: shift, mask, look up, exclusive or, look up in the set of known states. That, and all else that is
+done once a state, is C (``csrc/explore.h``, `balloonvq.explore.kernel`); states are
+known by their index there. The tables are filled on demand by the only slow part, `_compute`, which performs the
 operation and whatever is glued to it (`balloonvq.explore.world`) and asks the
-automaton for the actor's next local state.
+automaton for the actor's next local state. What C finds suspicious is judged here.
 
 What is explored: all states that any schedule reaches, within the program's `Bounds`.
 Why sound and complete: the tables are the operations' own transition functions; an
@@ -38,15 +39,16 @@ import math
 import random
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
-from operator import add, or_
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from balloonvq.explore.automaton import Automaton, TooManyLocalStates
+from balloonvq.explore.kernel import Event, Fields, Kernel
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
 from balloonvq.explore.world import CLOCK, NOTHING, Nondeterminism, Program, Revised, World, tick
+from balloonvq.ffi import CData, lib
 from balloonvq.runtime.controlled import TICK, Decision, Execution
 
 if TYPE_CHECKING:
@@ -90,6 +92,17 @@ class Progress(NamedTuple):
 OnLayer = Callable[[Progress], None]
 
 
+class Layer(NamedTuple):
+    """All states that so many steps lead to and fewer do not."""
+
+    end: int
+    """Index behind its last state."""
+    size: int
+    """States from which the search goes on."""
+    transitions: int
+    """Steps of all layers before it."""
+
+
 class Micro(NamedTuple):
     """One operation inside a step."""
 
@@ -100,6 +113,9 @@ class Micro(NamedTuple):
     before: Any
     after: Any
 
+
+#: Kinds of operations that spin: time may pass there.
+_RELAXING: Final = frozenset({"relax", "cpu_relax"})
 
 #: Seconds from one checkpoint to the next.
 SAVE_S: Final = 10.0
@@ -114,7 +130,7 @@ class _Bug(Exception):  # control flow inside one search
         super().__init__(what)
         self.kind = kind
         self.what = what
-        #: All states of the layer in which this is wrong.
+        #: Indices of all states of the layer in which this is wrong.
         self.states = states
 
 
@@ -122,26 +138,23 @@ class Special:
     """A table entry that is no plain step.
 
     Attributes:
-        moves: (decision, number to add) of each outcome; empty if blocked.
-        owner: 1 << the owner of the mutex on which the actor is blocked while it holds
-            another one, or 0. Only such an actor can be part of a circle.
-        error: what the actor raises in this step.
+        moves: (decision, difference) of each outcome; empty if blocked.
+        owner: the owner of the mutex on which the actor is blocked while it holds
+            another one, or -1. Only such an actor can be part of a circle.
         open: the actor is about to touch guarded data without the guard.
     """
 
-    __slots__ = ("error", "moves", "open", "owner")
+    __slots__ = ("moves", "open", "owner")
 
     def __init__(
         self,
         moves: tuple[tuple[Decision, int], ...] = (),
         *,
-        owner: int = 0,
-        error: BaseException | None = None,
+        owner: int = -1,
         open_: bool = False,
     ) -> None:
         self.moves = moves
         self.owner = owner
-        self.error = error
         self.open = open_
 
 
@@ -185,8 +198,9 @@ class Product:
         self.sampled: int | None = None
         #: Whether tables and first state are those of what is known of the world.
         self.ready = False
-        #: (layers, transitions) of a search that was left, to go on from.
-        self.left: tuple[list[list[int]], int] = ([], 0)
+        #: Layers of a search that was left, to go on from; their states are in the kernel.
+        self.left: list[Layer] = []
+        self._kernel: Kernel | None = None
         #: Steps of the longest of these; 0 before.
         self.longest = 0
 
@@ -215,12 +229,11 @@ class Product:
         """
         self._begin()
         self.ready = False
+        self.left = []
         self._lay_out()
         count = self.count
         self.masks: list[list[int]] = [[] for _ in range(count)]
         self.tables: list[dict[int, int | Special]] = [{} for _ in range(count)]
-        #: Whether an actor's table has entries that are no plain steps.
-        self.special = [False] * count
         self._keys: list[dict[int, list[int]]] = [{} for _ in range(count)]
         #: Actors of whose tables entries were removed because their node depends on more than was known then.
         self._emptied: set[int] = set()
@@ -247,6 +260,30 @@ class Product:
         #: The fields of the objects that invariants of every state look at, and what they say of their values.
         self.watched = sum(self.object_mask[index] << self.object_shift[index] for index in looked_at)
         self._broken: dict[int, str | None] = {}
+        self._make_kernel()
+
+    def _make_kernel(self) -> None:
+        """A kernel for fields in these places, without entries and states."""
+        bounds, count = self.world.bounds, self.count
+        places = dict(zip(self.objects, range(count, len(self.widths)), strict=True))
+        fields = list(zip(self.shifts, self.widths, strict=True))
+        self._kernel = Kernel(
+            Fields(fields[:count], fields[places[CLOCK]], self.bits),
+            idle=self.number(CLOCK, (0, ())),
+            one_cpu=bounds.one_cpu,
+            explore_time=bounds.explore_time,
+        )
+        ticking = sum(
+            ((1 << self.widths[field]) - 1) << self.shifts[field] for field in self.ticking_fields()
+        )
+        self._kernel.set_node(self._kernel.time, 0, ticking)
+        self._kernel.set_node(self._kernel.watch, 0, self.watched)
+
+    @property
+    def kernel(self) -> Kernel:
+        """The tables and the states of the search, in C."""
+        assert self._kernel is not None
+        return self._kernel
 
     def grow(self) -> None:
         """Gives fields the place that they need by now; tables, and a search that was left, move along."""
@@ -263,16 +300,14 @@ class Product:
                 state = (state >> end << end + bits) | (state & ((1 << end) - 1))
             return state
 
-        def delta(key: int, number: int) -> int:
-            return moved(key + number) - moved(key)
-
-        def entry(key: int, found: int | Special) -> int | Special:
+        def entry(found: int | Special) -> int | Special:
             if isinstance(found, int):
-                return delta(key, found)
-            moves = tuple((decision, delta(key, number)) for decision, number in found.moves)
-            return Special(moves, owner=found.owner, error=found.error, open_=found.open)
+                return moved(found)
+            moves = tuple((decision, moved(difference)) for decision, difference in found.moves)
+            return Special(moves, owner=found.owner, open_=found.open)
 
         old = list(zip(self.shifts, self._laid_out, strict=True))
+        narrow = self.kernel
         self._lay_out()
         new = [((1 << width) - 1) << shift for shift, width in zip(self.shifts, self.widths, strict=True)]
         for actor, masks in enumerate(self.masks):
@@ -285,11 +320,17 @@ class Product:
                 for mask in set(masks)
             }
             self.masks[actor] = [wide[mask] for mask in masks]
-            self.tables[actor] = {moved(key): entry(key, found) for key, found in self.tables[actor].items()}
+            for node, mask in enumerate(self.masks[actor]):
+                self.kernel.set_node(actor, node, mask, self._flags(actor, node))
+            self.tables[actor] = {moved(key): entry(found) for key, found in self.tables[actor].items()}
+            for key, found in self.tables[actor].items():
+                self._tell(actor, key, found)
             for keys in self._keys[actor].values():
                 keys[:] = map(moved, keys)
         self.initial = moved(self.initial)
-        self.left = ([list(map(moved, layer)) for layer in self.left[0]], self.left[1])
+        if self.left:
+            self.kernel.widen(narrow, self.left[-1].end, gaps)
+        narrow.close()
 
     def narrow(self) -> None:
         """Makes fields no wider than twice as many numbers as are known by now need: short ints are faster."""
@@ -309,7 +350,21 @@ class Product:
         nodes = self.automata[index].nodes
         if len(nodes) > self.actor_mask[index]:
             raise self.widen(index)
-        masks.extend([own] * (len(nodes) - len(masks)))
+        while len(masks) < len(nodes):
+            self.kernel.set_node(index, len(masks), own, self._flags(index, len(masks)))
+            masks.append(own)
+
+    def _flags(self, actor: int, node: int) -> int:
+        """What the kernel has to know of a local state, ``enum explore_node_flag``."""
+        entry = self.automata[actor].nodes[node]
+        operation = entry.operation
+        if operation is None:
+            return int(lib.EXPLORE_GIVES_WAY | (lib.EXPLORE_FAILED if entry.error is not None else 0))
+        return int(
+            (lib.EXPLORE_RELAXES if operation.kind in _RELAXING else 0)
+            | (lib.EXPLORE_GIVES_WAY if operation.gives_way else 0)
+            | (lib.EXPLORE_UNGUARDED if operation.open else 0)
+        )
 
     def number(self, index: int, value: Hashable) -> int:
         """The number of a value of an object."""
@@ -474,10 +529,74 @@ class Product:
             found = self._entry(actor, node, operation, state)
         key = state & self.masks[actor][node]
         self.tables[actor][key] = found
-        if found.__class__ is not int:
-            self.special[actor] = True
+        self._tell(actor, key, found)
         self._keys[actor].setdefault(node, []).append(key)
         return found
+
+    def _tell(self, actor: int, key: int, found: int | Special) -> None:
+        """Puts an entry into the kernel's table."""
+        if not isinstance(found, Special):
+            self.kernel.add(actor, key, (found,) if found else ())
+            return
+        differences = [difference for _, difference in found.moves]
+        self.kernel.add(actor, key, differences, open_=found.open, owner=found.owner)
+
+    def supply(self, table: int, state: int) -> None:
+        """Adds an entry that the kernel found to be missing."""
+        kernel = self.kernel
+        if table == kernel.time:
+            after = self.ticked(state)
+            kernel.add(table, state, () if after is None else (state ^ after,))
+        elif table == kernel.watch:
+            kernel.add(table, state, () if self.broken(state) is None else (0,))
+        else:
+            self._compute(table, state)
+
+    def walk(
+        self,
+        function: Callable[..., int],
+        *arguments: object,
+        begin: int = 0,
+        end: int = 0,
+        judge: Callable[[int], None] | None = None,
+        deadline: float = math.inf,
+    ) -> tuple[int, int]:
+        """Has a function of the kernel go over states, and gives it the entries that are missing.
+
+        Args:
+            function: what.
+            arguments: of it, before the cursor.
+            begin: index of the first state.
+            end: behind the last one.
+            judge: called with the index of a state of which the kernel wants to know whether it is wrong.
+            deadline: by `time.monotonic`.
+
+        Returns:
+            (what the function returned, transitions).
+
+        Raises:
+            _Enough: after the deadline.
+        """
+        return self.kernel.walk(
+            function, *arguments, begin=begin, end=end, answer=self.answer(judge, deadline)
+        )
+
+    def answer(
+        self, judge: Callable[[int], None] | None = None, deadline: float = math.inf
+    ) -> Callable[[int, CData], None]:
+        """What to do when the kernel comes back before its end, see `walk`."""
+        kernel, fields = self.kernel, (1 << self.bits) - 1
+
+        def answer(result: int, cursor: CData) -> None:
+            if time.monotonic() > deadline:
+                raise _Enough
+            if result == lib.EXPLORE_MISSING:
+                self.supply(cursor.table, kernel.state(cursor.state) & fields)
+            elif result == lib.EXPLORE_JUDGE:
+                assert judge is not None
+                judge(cursor.state)
+
+        return answer
 
     def _entry(self, actor: int, node: int, operation: Operation, state: int) -> int | Special:
         automaton = self.automata[actor]
@@ -486,19 +605,19 @@ class Product:
             value = self.value(state, operation.object)
             if operation.transition(value, actor) is None:
                 if operation.kind == "lock" and value >= 0 and automaton.nodes[node].holds:
-                    return Special(owner=1 << value)
+                    return Special(owner=value)
                 return 0
         moves: list[tuple[Decision, int]] = []
-        failed: BaseException | None = None
+        failed = False
         for choice in range(operation.options or 1):
             micros, target, error = self.micros(state, (actor, choice))
             self._touch(actor, node, {micro.operation.object for micro in micros})
-            failed = failed or error
-            moves.append(((actor, choice), target - state))
+            failed = failed or error is not None
+            moves.append(((actor, choice), target ^ state))
         # A step that changes nothing must not look like a blocked one.
-        if failed is None and len(moves) == 1 and not operation.open and moves[0][1]:
+        if not failed and len(moves) == 1 and not operation.open and moves[0][1]:
             return moves[0][1]
-        return Special(tuple(moves), error=failed, open_=operation.open)
+        return Special(tuple(moves), open_=operation.open)
 
     def _touch(self, actor: int, node: int, touched: set[int]) -> None:
         """Makes the entries of a node depend on these objects too."""
@@ -509,6 +628,7 @@ class Product:
         if wanted != masks[node]:
             old = masks[node]
             masks[node] = wanted
+            self.kernel.set_node(actor, node, wanted, self._flags(actor, node))
             own = self.actor_mask[actor] << self.actor_shift[actor]
             if old != own:
                 for key in self._keys[actor].pop(node, ()):
@@ -526,7 +646,7 @@ class Product:
         return self._compute(actor, state) if found is None else found
 
     def moves(self, actor: int, state: int) -> tuple[tuple[Decision, int], ...]:
-        """The outcomes of an actor's next step: (decision, number to add); none if it is blocked."""
+        """The outcomes of an actor's next step: (decision, difference); none if it is blocked."""
         entry = self.entry(actor, state)
         if isinstance(entry, Special):
             return entry.moves
@@ -536,15 +656,10 @@ class Product:
         """Says that tables may lack entries of any state that was found."""
         self._emptied.update(range(self.count))
 
-    def fill(self, states: Collection[int]) -> None:
-        """Computes the entries for these states that were removed when more was found to depend on."""
+    def fill(self) -> None:
+        """Computes the entries for the states found that were removed when more was found to depend on."""
         while self._emptied:
-            actor = self._emptied.pop()
-            shift, field = self.actor_shift[actor], self.actor_mask[actor]
-            masks, get = self.masks[actor], self.tables[actor].get
-            for state in states:
-                if get(state & masks[(state >> shift) & field]) is None:
-                    self.entry(actor, state)
+            self.walk(lib.explore_fill, self._emptied.pop(), end=self.kernel.count)
 
     def changes(self, before: int, after: int, but: Collection[int]) -> dict[int, tuple[int, int]]:
         """The numbers of the fields that differ, `but` left out, with their two values."""
@@ -583,7 +698,7 @@ class Product:
     def _relaxes(self, actor: int, state: int) -> bool:
         node = (state >> self.actor_shift[actor]) & self.actor_mask[actor]
         operation = self.automata[actor].nodes[node].operation
-        return operation is not None and operation.kind in {"relax", "cpu_relax"}
+        return operation is not None and operation.kind in _RELAXING
 
     def ticked(self, state: int) -> int | None:
         """The state after time's step, if a timer runs."""
@@ -610,7 +725,7 @@ class Product:
             if moves:
                 if relaxing and not self._relaxes(actor, state):
                     relaxing = False
-                found.extend((decision, state + delta) for decision, delta in moves)
+                found.extend((decision, state ^ difference) for decision, difference in moves)
         if relaxing or self.world.bounds.explore_time:
             after = self.ticked(state)
             if after is not None:
@@ -649,8 +764,8 @@ class Product:
         owners: dict[int, int] = {}
         for actor in range(self.count):
             entry = self.entry(actor, state)
-            if entry.__class__ is not int and entry.owner:  # type: ignore[union-attr]
-                owners[actor] = entry.owner.bit_length() - 1  # type: ignore[union-attr]
+            if isinstance(entry, Special) and entry.owner >= 0:
+                owners[actor] = entry.owner
         for actor in owners:
             seen = [actor]
             following = owners.get(actor)
@@ -747,9 +862,11 @@ class Product:
         return any(automaton.loops for automaton in self.automata)
 
     def close(self) -> None:
-        """Ends live runs."""
+        """Ends live runs, and gives the memory of the states back."""
         for automaton in self.automata:
             automaton.close()
+        if self._kernel is not None:
+            self._kernel.close()
 
 
 class Search:
@@ -777,43 +894,40 @@ class Search:
         self.on_save: Callable[[Search], None] | None = None
         self.saved = time.monotonic()
         self.one_cpu = product.world.bounds.one_cpu
-        #: On one processor a state carries who runs, above all fields.
-        self.top = product.bits
-        self.layers: list[list[int]] = []
-        self.seen: set[int] = set()
+        self.layers: list[Layer] = []
+        #: States found.
+        self.states = 0
         self.transitions = 0
-        #: Number of layers -> transitions by then; an interrupt may come between a layer's end and its keeping.
-        self._by_layers: dict[int, int] = {}
         self.stopped = ""
-        #: What was found wrong since `_settle` was last called, with the states.
+        #: What was found wrong since `_settle` was last called, with the states' indices.
         self._wrong: dict[tuple[Kind, str], set[int]] = {}
 
-    def plain(self, state: int) -> int:
-        """The state without who runs."""
-        return state & ((1 << self.top) - 1)
+    def state(self, index: int) -> int:
+        """A state, without who runs on one processor."""
+        return self.product.kernel.state(index) & ((1 << self.product.bits) - 1)
 
     def run(self) -> _Bug | None:
         """Explores; the first bug, or None (then `stopped` says whether all was seen)."""
         product = self.product
         if not self.layers:
-            self.layers = [[product.initial]]
-        self.seen = {state for layer in self.layers for state in layer}
+            product.kernel.begin(product.initial)
+            self.layers = [Layer(1, 1, 0)]
+        self.states = self.layers[-1].end
         started = time.monotonic()
         try:
             if len(self.layers) == 1:
-                self._check(self.layers[0])
+                self._check(0, 1)
             while True:
-                layer = self.layers[-1]
-                following = self._expand_slow(layer) if self.one_cpu else self._expand(layer)
+                begin = self.layers[-2].end if len(self.layers) > 1 else 0
+                size = self._expand(begin, self.layers[-1].end)
                 if self.on_layer is not None:
-                    self.on_layer(self.progress(following, time.monotonic() - started))
-                if not following:
+                    self.on_layer(self.progress(size, time.monotonic() - started))
+                if not size:
                     return None
-                self._by_layers[len(self.layers) + 1] = self.transitions
-                self.layers.append(following)
+                self.layers.append(Layer(product.kernel.count, size, self.transitions))
                 if self.on_save is not None and time.monotonic() - self.saved > SAVE_S:
                     self.save()
-                if len(self.seen) > self.limits.states:
+                if self.states > self.limits.states:
                     self.stopped = f"more than {self.limits.states:,} states"
                     return None
                 if time.monotonic() - started > self.limits.seconds:
@@ -828,20 +942,14 @@ class Search:
             self.on_save(self)
             self.saved = time.monotonic()
 
-    def resume(self, layers: list[list[int]], transitions: int) -> None:
-        """Goes on from layers that another search of this product has found."""
-        self.layers = layers
-        self.transitions = transitions
-        self._by_layers = {len(layers): transitions}
+    def resume(self, layers: list[Layer]) -> None:
+        """Goes on from layers that another search of this product has found, and that the kernel has."""
+        self.layers = list(layers)
+        self.transitions = layers[-1].transitions if layers else 0
 
-    @property
-    def kept_transitions(self) -> int:
-        """Transitions of all layers but the last, from which a search goes on."""
-        return self._by_layers.get(len(self.layers), 0)
-
-    def progress(self, frontier: list[int], seconds: float) -> Progress:
-        """How far this search is, with the layer that was just found."""
-        return Progress(len(self.layers), len(self.seen), len(frontier), seconds, self.estimate())
+    def progress(self, frontier: int, seconds: float) -> Progress:
+        """How far this search is, with the size of the layer that was just found."""
+        return Progress(len(self.layers), self.states, frontier, seconds, self.estimate())
 
     def estimate(self) -> int | None:
         """A guess at the number of all states, from the sizes of the layers.
@@ -849,12 +957,12 @@ class Search:
         They grow and shrink like a bell. Beyond its top the rest is taken for a geometric series; before,
         growth is thought to fall evenly to none half way to the length of a random execution.
         """
-        size = len(self.layers[-1])
-        if len(self.layers) < _LAYERS_MIN or not self.layers[-_LAYERS_MIN]:
+        size = self.layers[-1].size
+        if len(self.layers) < _LAYERS_MIN:
             return None
-        growth = math.log(size / len(self.layers[-_LAYERS_MIN])) / (_LAYERS_MIN - 1)
+        growth = math.log(size / self.layers[-_LAYERS_MIN].size) / (_LAYERS_MIN - 1)
         if growth < 0:
-            return len(self.seen) + int(size / math.expm1(-growth))
+            return self.states + int(size / math.expm1(-growth))
         left = self.product.longest / 2 - len(self.layers)
         if growth == 0 or left <= 0:
             return None
@@ -876,230 +984,94 @@ class Search:
             kind, what = min(self._wrong, key=lambda wrong: (kinds.index(wrong[0]), wrong[1]))
             raise _Bug(kind, what, self._wrong[kind, what])
 
-    def _check(self, states: list[int]) -> None:
-        """Invariants, on states just found; each combination of the values that they look at is judged once."""
-        product = self.product
-        watched = product.watched
-        wrong = {key for key in {state & watched for state in states} if product.broken(key) is not None}
-        if wrong:
-            for state in states:
-                broken = product.broken(state)
-                if broken is not None:
-                    self._bug(Kind.INVARIANT, broken, state)
-            self._settle()
+    def _note(self) -> None:
+        """Judges what the kernel has met."""
+        for event in self.product.kernel.events():
+            self._judge(event)
 
-    def _expand(self, layer: list[int]) -> list[int]:
-        """The hot part: all states one step after a layer that are new.
-
-        A whole layer at a time and one actor after the other, so that the loops run inside
-        the interpreter's own list, map and set code. A blocked actor's entry is 0: the
-        "new" state is then the old one, which is known and falls out by itself.
-        """
-        product = self.product
-        fresh: set[int] = set()
-        moved: list[int] = [0] * len(layer)
-        transitions = 0
-        extra: list[int] = []
-        for actor in range(product.count):
-            deltas = self._deltas(actor, layer)
-            transitions += len(layer) - deltas.count(0)
-            if product.special[actor]:
-                transitions += self._specials(layer, deltas, moved, extra)
-                self._settle()
-            fresh.update(map(add, layer, deltas))
-            moved = list(map(or_, moved, deltas))
-        fresh.update(extra)
-        fresh -= self.seen
-        self.seen |= fresh
-        following = list(fresh)
-        self._check(following)
-        if 0 in moved:
-            for state, delta in zip(layer, moved, strict=True):
-                if not delta:
-                    transitions += self._rest(state, following)
-        clock = product.clock_mask
-        idle = product.clock_idle
-        if product.has_timers:
-            for state, delta in zip(layer, moved, strict=True):
-                if delta and state & clock != idle:
-                    transitions += self._rest(state, following)
-        self._settle()
-        self._check(following[len(fresh) :])
-        self.transitions += transitions
-        return following
-
-    def _deltas(self, actor: int, layer: list[int]) -> list[Any]:
-        """What an actor's step adds to each state of a layer; 0 where it is blocked."""
-        product = self.product
-        shift = product.actor_shift[actor]
-        field = product.actor_mask[actor]
-        masks = product.masks[actor]
-        get = product.tables[actor].get
-        deltas: list[Any] = [get(state & masks[(state >> shift) & field]) for state in layer]
-        if None in deltas:
-            for index, delta in enumerate(deltas):
-                if delta is None:
-                    deltas[index] = product.entry(actor, layer[index])
-        return deltas
-
-    def _specials(self, layer: list[int], deltas: list[Any], moved: list[int], extra: list[int]) -> int:
-        """Entries that are no plain step: handles them and leaves a 0 behind."""
-        transitions = 0
-        for index, entry in enumerate(deltas):
-            if entry.__class__ is int:
-                continue
-            deltas[index] = 0
-            state = layer[index]
-            if entry.owner:
-                self._circle(state)
-            if entry.moves:
-                moved[index] = 1
-                self._special(state, entry, extra)
-                transitions += len(entry.moves) - 1
-            else:
-                transitions -= 1
-        return transitions
-
-    def _circle(self, state: int) -> None:
-        plain = self.plain(state)
-        circle = self.product.circle(plain)
-        if circle:
-            self._bug(Kind.DEADLOCK, self.product.deadlock_text(circle, plain), state)
-
-    def _special(self, state: int, special: Special, extra: list[int]) -> None:
-        product = self.product
-        if special.open:
+    def _judge(self, event: Event) -> None:
+        product, index = self.product, event.state
+        state = self.state(index)
+        if event.kind == lib.EXPLORE_END:
+            self._ended(index, state)
+        elif event.kind == lib.EXPLORE_CIRCLE:
+            self._bug(Kind.DEADLOCK, product.deadlock_text(product.circle(state), state), index)
+        elif event.kind == lib.EXPLORE_OPEN:
             race = product.races(state)
             if race is not None:
-                self._bug(Kind.RACE, race, state)
-        for decision, delta in special.moves:
-            if special.error is not None:
-                self._error(state + delta, decision)
-            extra.append(state + delta)
+                self._bug(Kind.RACE, race, index)
+        elif event.kind == lib.EXPLORE_BROKEN:
+            self._bug(Kind.INVARIANT, product.broken(state) or "", index)
+        else:
+            error = product.automata[event.actor].nodes[product.nodes(state)[event.actor]].error
+            assert error is not None
+            self._bug(Kind.ERROR, f"{product.world.actors[event.actor].name}: {Raised(error)!r}", index)
 
-    def _error(self, target: int, decision: Decision) -> None:
+    def _ended(self, index: int, state: int) -> None:
+        """A state from which no step leads on."""
         product = self.product
-        actor = decision[0]
-        error = product.automata[actor].nodes[product.nodes(target)[actor]].error
-        if error is not None:
-            what = f"{product.world.actors[actor].name}: {Raised(error)!r}"
-            self._bug(Kind.ERROR, what, target)
-
-    def _new(self, target: int, following: list[int]) -> None:
-        if target not in self.seen:
-            self.seen.add(target)
-            following.append(target)
-
-    def _rest(self, state: int, following: list[int]) -> int:
-        """Nobody moved, or timers run: time's step, or an end; the number of steps."""
-        steps = self.product.successors(state)
-        if not steps:
-            self._ended(state)
-        elif steps[-1][0] == TICK:
-            self._new(steps[-1][1], following)
-            return 1
-        return 0
-
-    def _ended(self, state: int) -> None:
-        product = self.product
-        plain = self.plain(state)
         if self.gather is not None:
-            self.gather.ends.add((tuple(product.values(plain)), product.fates(plain)))
-        wrong = product.judge_end(plain)
+            self.gather.ends.add((tuple(product.values(state)), product.fates(state)))
+        wrong = product.judge_end(state)
         if wrong is not None:
-            self._bug(*wrong, state)
+            self._bug(*wrong, index)
 
-    def _expand_slow(self, layer: list[int]) -> list[int]:
-        """One processor: a state carries who runs."""
-        product = self.product
-        following: list[int] = []
-        transitions = 0
-        for state in layer:
-            plain = self.plain(state)
-            self._circle(state)
-            steps = product.successors(plain, (state >> self.top) - 1)
-            if not steps:
-                self._ended(state)
-            for decision, target in steps:
-                transitions += 1
-                running = decision[0] + 1 if decision != TICK else state >> self.top
-                marked = target | running << self.top
-                if marked not in self.seen and decision != TICK:
-                    self._error(marked, decision)
-                self._new(marked, following)
+    def _check(self, begin: int, end: int) -> None:
+        """Invariants, on states just found; each combination of the values that they look at is judged once."""
+        self.product.walk(lib.explore_check, begin=begin, end=end)
+        self._note()
         self._settle()
-        self._check(following)
-        self.transitions += transitions
-        return following
 
-    def steps(self, state: int) -> Iterator[tuple[Decision, int]]:
-        """The steps from a state, in the form of this search's states."""
-        if not self.one_cpu:
-            yield from self.product.successors(state)
-            return
-        for decision, target in self.product.successors(self.plain(state), (state >> self.top) - 1):
-            running = decision[0] + 1 if decision != TICK else state >> self.top
-            yield decision, target | running << self.top
+    def _count(self) -> None:
+        kernel = self.product.kernel
+        self.states = kernel.count - kernel.excluded
+
+    def _expand(self, begin: int, end: int) -> int:
+        """Finds all states one step after a layer that are new; how many there are.
+
+        One actor after the other: what one does wrong is reported before the next one's steps are learned.
+        """
+        product = self.product
+        kernel = product.kernel
+        transitions = 0
+        if self.one_cpu:
+            transitions = product.walk(lib.explore_expand_one_cpu, begin=begin, end=end)[1]
+            fresh = end
+        else:
+            for actor in range(product.count):
+                transitions += product.walk(lib.explore_expand, actor, begin=begin, end=end)[1]
+                self._note()
+                self._settle()
+            self._count()
+            fresh = kernel.count
+            self._check(end, fresh)
+            transitions += product.walk(lib.explore_pass_time, begin=begin, end=end)[1]
+        self._count()
+        self._note()
+        self._settle()
+        self._check(fresh, kernel.count)
+        self.transitions += transitions
+        return kernel.count - end
 
     def path(self, goals: set[int]) -> tuple[list[Decision], int]:
-        """A shortest schedule to one of these states, all found at the same depth; (schedule, state).
+        """A shortest schedule to one of these states, all found at the same depth; (schedule, state), by index.
 
         Of all shortest ones it is one with the fewest preemptions, and always the same one, however states are
         numbered.
         """
-        depth = next((index for index, layer in enumerate(self.layers) if not goals.isdisjoint(layer)), None)
-        if depth is None:
-            depth = len(self.layers)
-        ahead = [goals]
-        for layer in reversed(self.layers[:depth]):
-            ahead.append(self._before(layer, ahead[-1]))
-        (first,) = ahead.pop()
-        #: For each depth: (state, who ran last) -> (preemptions, the same a step before, the step).
-        reached: list[dict[tuple[int, int], tuple[int, Any, Decision]]] = [{(first, -1): (0, None, TICK)}]
-        while ahead:
-            following = ahead.pop()
-            found: dict[tuple[int, int], tuple[int, Any, Decision]] = {}
-            for place, (cost, _, _) in reached[-1].items():
-                state, last = place
-                steps = list(self.steps(state))
-                for decision, target in steps:
-                    if target in following:
-                        price = cost + (
-                            0 if self.one_cpu else _cost(self.product, state, steps, last, decision)
-                        )
-                        new = (target, last if decision == TICK else decision[0])
-                        if new not in found or price < found[new][0]:
-                            found[new] = (price, place, decision)
-            reached.append(found)
-        place = state, _ = min(reached[-1], key=lambda place: reached[-1][place][0])
-        decisions: list[Decision] = []
-        for found in reversed(reached[1:]):
-            _, place, decision = found[place]
-            decisions.append(decision)
-        decisions.reverse()
-        return decisions, state
-
-    def _before(self, layer: list[int], goals: set[int]) -> set[int]:
-        """The states of a layer from which one step leads to a goal."""
-        product = self.product
-        if self.one_cpu:
-            return {state for state in layer if any(target in goals for _, target in self.steps(state))}
-        found: set[int] = set()
-        for actor in range(product.count):
-            deltas = self._deltas(actor, layer)
-            for state, delta in zip(layer, deltas, strict=True):
-                if delta.__class__ is int:
-                    if delta and state + delta in goals:
-                        found.add(state)
-                elif any(state + number in goals for _, number in delta.moves):
-                    found.add(state)
-        if product.has_timers:
-            clock, idle = product.clock_mask, product.clock_idle
-            waiting = (state for state in layer if state & clock != idle)
-            found.update(
-                state for state in waiting if any(target in goals for _, target in self.steps(state))
-            )
-        return found
+        product, kernel = self.product, self.product.kernel
+        ends = [layer.end for layer in self.layers]
+        depth = bisect_right(ends, min(goals))
+        for index in goals:
+            lib.explore_mark(kernel.handle, index)
+        for number in reversed(range(depth)):
+            begin = ends[number - 1] if number else 0
+            product.walk(lib.explore_mark_before, begin=begin, end=ends[number])
+        kernel.check(lib.explore_begin_schedule(kernel.handle))
+        product.walk(lib.explore_shortest, [*ends[:depth], kernel.count], depth + 1)
+        lib.explore_unmark(kernel.handle)
+        steps = kernel.schedule()
+        return [(step.actor, step.choice) for step in steps], steps[-1].state if steps else 0
 
 
 def preemptions(product: Product, decisions: tuple[Decision, ...]) -> int:
@@ -1128,49 +1100,31 @@ def _cost(
 def fewest_preemptions(
     product: Product, kind: Kind, what: str, limits: Limits
 ) -> tuple[tuple[Decision, ...], int] | None:
-    """The schedule to a state with this bug that preempts least and then is shortest; None at a limit."""
-    start = (product.initial, -1)
-    buckets: dict[tuple[int, int], list[tuple[int, int]]] = {(0, 0): [start]}
-    best: dict[tuple[int, int], tuple[int, int]] = {start: (0, 0)}
-    came: dict[tuple[int, int], tuple[tuple[int, int], Decision]] = {}
-    done: set[tuple[int, int]] = set()
-    judged: dict[int, tuple[Kind, str] | None] = {}
+    """The schedule to a state with this bug that preempts least and then is shortest; None at a limit.
+
+    To be called after a search of this product.
+    """
+    kernel = product.kernel
     deadline = time.monotonic() + limits.seconds
-    while buckets:
-        cost = min(buckets)
-        for place in buckets.pop(cost):
-            if place in done:
-                continue
-            done.add(place)
-            state, last = place
-            if state not in judged:
-                judged[state] = product.judge(state)
-            wrong = judged[state]
-            if wrong is not None:
-                if wrong[0] is kind and (wrong[1] == what or kind is not Kind.INVARIANT):
-                    return _walk_back(came, place), cost[0]
-                continue
-            steps = product.successors(state)
-            for decision, target in steps:
-                new = (target, last if decision == TICK else decision[0])
-                price = (cost[0] + _cost(product, state, steps, last, decision), cost[1] + 1)
-                if new not in best or price < best[new]:
-                    best[new] = price
-                    came[new] = (place, decision)
-                    buckets.setdefault(price, []).append(new)
-            if len(done) % 256 == 0 and (len(done) > limits.states or time.monotonic() > deadline):
-                return None
-    return None
 
+    def judge(index: int) -> None:
+        wrong = product.judge(kernel.state(index))
+        if wrong is None:
+            judgement = lib.EXPLORE_FINE
+        elif wrong[0] is kind and (wrong[1] == what or kind is not Kind.INVARIANT):
+            judgement = lib.EXPLORE_GOAL
+        else:
+            judgement = lib.EXPLORE_WRONG
+        lib.explore_judged(kernel.handle, index, judgement)
 
-def _walk_back(
-    came: dict[tuple[int, int], tuple[tuple[int, int], Decision]], place: tuple[int, int]
-) -> tuple[Decision, ...]:
-    decisions = []
-    while place in came:
-        place, decision = came[place]
-        decisions.append(decision)
-    return tuple(reversed(decisions))
+    kernel.check(lib.explore_begin_schedule(kernel.handle))
+    try:
+        result, _ = product.walk(lib.explore_fewest, limits.states, judge=judge, deadline=deadline)
+    except _Enough:
+        return None
+    if result == lib.EXPLORE_NONE:
+        return None
+    return tuple((step.actor, step.choice) for step in kernel.schedule()), kernel.preemptions()
 
 
 # -- checks against the real code ----------------------------------------------------
@@ -1201,7 +1155,7 @@ def confirm(product: Product, decisions: tuple[Decision, ...]) -> int:
 
 
 class _Enough(Exception):
-    """A schedule is over."""
+    """A schedule is over, or time is."""
 
 
 def compare(product: Product, execution: Execution) -> int:
@@ -1270,9 +1224,17 @@ _STARTS_MAX: Final = 200
 
 def started(program: Program, work: Callable[[Product], Any]) -> Any:
     """Calls work(product), again whenever a fact or a width was found."""
-    product = Product(World(program))
     before = gc.get_threshold()
     gc.set_threshold(max(_OBJECTS, before[0]) if before[0] else 0, *before[1:])
+    try:
+        return _started(program, work)
+    finally:
+        # Now that the product is out of reach: Python looks for circles at once, and what it finds in use it keeps long.
+        gc.set_threshold(*before)
+
+
+def _started(program: Program, work: Callable[[Product], Any]) -> Any:
+    product = Product(World(program))
     try:
         for _ in range(_STARTS_MAX):
             try:
@@ -1287,7 +1249,6 @@ def started(program: Program, work: Callable[[Product], Any]) -> Any:
                 product.ready = False
     finally:
         product.close()
-        gc.set_threshold(*before)
     raise Nondeterminism(f"{program.name} keeps changing while it is explored")
 
 
@@ -1347,7 +1308,7 @@ def _explore(
             engine="P",
             program=product.world.program.name,
             bounds=product.world.bounds,
-            states=len(search.seen),
+            states=search.states,
             transitions=search.transitions,
             seconds=time.monotonic() - started,
             bug=bug,
@@ -1393,7 +1354,7 @@ def _explore(
 def _searched(search: Search, keeping: Keeping) -> _Bug | None:
     """Runs a search, from where an earlier one was left, kept on disk where that is wanted."""
     product, path = search.product, keeping.path
-    search.resume(*product.left)
+    search.resume(product.left)
     if path is not None:
         from balloonvq.explore.checkpoint import write
 
@@ -1401,10 +1362,7 @@ def _searched(search: Search, keeping: Keeping) -> _Bug | None:
     try:
         wrong = search.run()
     except Widened:
-        product.left = (search.layers, search.kept_transitions)
-        raise
-    except Revised:
-        product.left = ([], 0)
+        product.left = search.layers
         raise
     except KeyboardInterrupt:
         search.save()
@@ -1443,5 +1401,5 @@ def _findings(product: Product, limits: Limits) -> Findings:
     gathered.complete = not search.stopped
     if product.loops:
         for component in fair_circles(search):
-            gathered.livelocks.update(tuple(product.values(search.plain(state))) for state in component)
+            gathered.livelocks.update(tuple(product.values(search.state(index))) for index in component)
     return gathered

@@ -48,7 +48,7 @@ def _export(product: Product, limits: Limits) -> str:
         raise InvalidArgument(f"{product.world.program.name} is too big to be exported", why=search.stopped)
     if product.has_timers:
         raise InvalidArgument(f"{product.world.program.name} has timers, which are not exported")
-    product.fill(search.seen)
+    product.fill()
     nodes = product.nodes(product.initial)
     names = ", ".join(actor.name for actor in product.world.actors)
     lines = [f"/* {product.world.program.name}: actors {names} */"]
@@ -77,8 +77,8 @@ def _options(product: Product, actor: int, key: int, entry: int | Special) -> li
     ]
     guard = " && ".join([f"n{actor} == {node}", *(f"o{i} == {_field(product, key, i)}" for i in touched)])
     found = []
-    for _, delta in moves:
-        target = key + delta
+    for _, difference in moves:
+        target = key ^ difference
         after = (target >> product.actor_shift[actor]) & product.actor_mask[actor]
         effects = [f"n{actor} = {after}"]
         effects += [

@@ -162,30 +162,25 @@ class _Surveying(Search):
                 self.found[property_] = Bug(kind, what, Schedule(decisions, cost, "length"))
         self._wrong.clear()
 
-    def _expand(self, layer: list[int]) -> list[int]:
-        return self._living(super()._expand(layer))
+    def _expand(self, begin: int, end: int) -> int:
+        size = super()._expand(begin, end)
+        for index in self._dead:
+            # They must not be part of a circle either.
+            self.product.kernel.exclude(index, skip=index >= end)
+        size -= sum(index >= end for index in self._dead)
+        self._dead.clear()
+        self._count()
+        return size
 
-    def _expand_slow(self, layer: list[int]) -> list[int]:
-        return self._living(super()._expand_slow(layer))
-
-    def _living(self, states: list[int]) -> list[int]:
-        if not self._dead:
-            return states
-        living = [state for state in states if state not in self._dead]
-        # They must not be part of a circle either.
-        self.seen -= self._dead
-        return living
-
-    def _ended(self, state: int) -> None:
+    def _ended(self, index: int, state: int) -> None:
         """All that is wrong at an end, not only the first of it."""
         product, world = self.product, self.product.world
-        plain = self.plain(state)
-        stuck = product.stuck(plain)
+        stuck = product.stuck(state)
         if stuck:
-            self._bug(Kind.DEADLOCK, product.deadlock_text(stuck, plain), state)
+            self._bug(Kind.DEADLOCK, product.deadlock_text(stuck, state), index)
             return
-        for broken in world.all_broken(product.values(plain)):
-            self._bug(Kind.AT_REST, broken, state)
+        for broken in world.all_broken(product.values(state)):
+            self._bug(Kind.AT_REST, broken, index)
 
 
 def survey(program: Program, limits: Limits = Limits()) -> Survey:  # noqa: B008 - an immutable tuple
@@ -223,7 +218,7 @@ def _survey(product: Product, limits: Limits) -> Survey:
         broken=search.found,
         complete=not why,
         why=why,
-        states=len(search.seen),
+        states=search.states,
         transitions=search.transitions,
         seconds=time.monotonic() - began,
         checked=checked,
