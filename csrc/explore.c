@@ -33,8 +33,8 @@ int explore_reserve(void *at, size_t *room, size_t n, size_t size)
 
 /* ---- tables ---------------------------------------------------------------- */
 
-static int make_field(struct explore_field *field, const struct explore_layout *layout,
-		      uint32_t shift, uint32_t width)
+int explore_make_field(struct explore_field *field, const struct explore_layout *layout,
+		       uint32_t shift, uint32_t width)
 {
 	if (width < 1 || width > 64 || shift / 64 >= layout->words ||
 	    (uint64_t)shift + width > 64 * (uint64_t)layout->words)
@@ -78,14 +78,15 @@ int explore_create(const struct explore_layout *layout, const uint32_t *shifts,
 	x->found = calloc(layout->actors + 1, sizeof(*x->found));
 	rc = x->tables && x->target && x->owners && x->found ? 0 : -ENOMEM;
 	if (!rc)
-		rc = make_field(&x->clock, layout, layout->clock_shift, layout->clock_width);
+		rc =
+		    explore_make_field(&x->clock, layout, layout->clock_shift, layout->clock_width);
 	if (!rc && layout->one_cpu)
-		rc = make_field(&x->running, layout, layout->top,
-				32 - (uint32_t)__builtin_clz(layout->actors | 1));
+		rc = explore_make_field(&x->running, layout, layout->top,
+					32 - (uint32_t)__builtin_clz(layout->actors | 1));
 	for (uint32_t actor = 0; !rc && actor < layout->actors; actor++) {
 		rc = widths[actor] > 32 ? -EINVAL
-					: make_field(&x->tables[actor].field, layout, shifts[actor],
-						     widths[actor]);
+					: explore_make_field(&x->tables[actor].field, layout,
+							     shifts[actor], widths[actor]);
 	}
 	if (rc) {
 		explore_destroy(x);
@@ -112,7 +113,7 @@ void explore_destroy(struct explore *x)
 	free(x->entries.at);
 	free(x->keys.at);
 	free(x->differences.at);
-	free(x->circular.at);
+	free(x->kinds.at);
 	free(x->marks);
 	free(x->target);
 	free(x->owners);
@@ -274,15 +275,15 @@ int explore_add(struct explore *x, uint32_t table, const uint64_t *state,
 	slot = find_slot(x, node, mask, state);
 	if (*slot)
 		return -EINVAL;
-	if (x->entries.count >= INT32_MAX || x->circular.count + outcomes >= INT32_MAX)
+	if (x->entries.count >= INT32_MAX || x->kinds.count + outcomes >= INT32_MAX)
 		return -ENOMEM;
 	if (EXPLORE_RESERVE(&x->entries, x->entries.count + 1) ||
 	    EXPLORE_RESERVE(&x->keys, x->keys.count + words) ||
 	    EXPLORE_RESERVE(&x->differences, x->differences.count + outcomes * words) ||
-	    EXPLORE_RESERVE(&x->circular, x->circular.count + outcomes))
+	    EXPLORE_RESERVE(&x->kinds, x->kinds.count + outcomes))
 		return -ENOMEM;
 	x->entries.at[x->entries.count++] = (struct explore_entry){
-	    .first = (uint32_t)x->circular.count,
+	    .first = (uint32_t)x->kinds.count,
 	    .outcomes = outcomes,
 	    .owner = owner,
 	    .open = open,
@@ -292,7 +293,7 @@ int explore_add(struct explore *x, uint32_t table, const uint64_t *state,
 	for (size_t i = 0; i < outcomes * words; i++)
 		x->differences.at[x->differences.count++] = differences[i];
 	for (size_t i = 0; i < outcomes; i++)
-		x->circular.at[x->circular.count++] = 0;
+		x->kinds.at[x->kinds.count++] = EXPLORE_PLAIN;
 	*slot = (uint32_t)x->entries.count;
 	node->used++;
 	return 0;
@@ -603,16 +604,14 @@ static int look_at(struct explore *x, uint32_t actor, const struct explore_entry
 	return entry->open && entry->outcomes ? add_event(x, EXPLORE_OPEN, actor, at->next) : 0;
 }
 
-int explore_expand(struct explore *x, uint32_t actor, struct explore_cursor *at, uint32_t budget)
+/* The steps of one actor. */
+static int expand(struct explore *x, uint32_t actor, struct explore_cursor *at, uint32_t budget)
 {
-	const struct explore_table *table;
+	const struct explore_table *table = &x->tables[actor];
 	const struct explore_entry *entry;
 	uint32_t index;
 	int rc;
 
-	if (actor >= x->layout.actors || at->end > x->states.count || x->layout.one_cpu)
-		return -EINVAL;
-	table = &x->tables[actor];
 	for (; at->next < at->end; at->next++) {
 		const uint64_t *state = explore_at(&x->states, at->next);
 
@@ -645,14 +644,13 @@ int explore_expand(struct explore *x, uint32_t actor, struct explore_cursor *at,
 	return EXPLORE_DONE;
 }
 
-int explore_pass_time(struct explore *x, struct explore_cursor *at, uint32_t budget)
+/* Time's steps, and ends; after the steps of all actors. */
+static int pass_time(struct explore *x, struct explore_cursor *at, uint32_t budget)
 {
 	const uint32_t time = explore_time_table(x);
 	uint32_t index;
 	int rc;
 
-	if (at->end > x->states.count || x->layout.one_cpu)
-		return -EINVAL;
 	for (; at->next < at->end; at->next++) {
 		const uint64_t *state = explore_at(&x->states, at->next);
 		const uint8_t marks = x->marks[at->next];
@@ -710,12 +708,11 @@ static int expand_all(struct explore *x, uint32_t from)
 	return 0;
 }
 
-int explore_expand_one_cpu(struct explore *x, struct explore_cursor *at, uint32_t budget)
+/* All steps, by the rules of one processor. */
+static int expand_one_cpu(struct explore *x, struct explore_cursor *at, uint32_t budget)
 {
 	int rc;
 
-	if (at->end > x->states.count || !x->layout.one_cpu)
-		return -EINVAL;
 	for (; at->next < at->end; at->next++) {
 		if (!budget--)
 			return EXPLORE_MORE;
@@ -752,6 +749,46 @@ int explore_check(struct explore *x, struct explore_cursor *at, uint32_t budget)
 			if (rc)
 				return rc;
 		}
+	}
+	return EXPLORE_DONE;
+}
+
+int explore_layer(struct explore *x, struct explore_cursor *at, uint32_t budget)
+{
+	const uint32_t actors = x->layout.one_cpu ? 0 : x->layout.actors;
+	/* Invariants, time, invariants; or all steps, invariants. */
+	const uint32_t parts = x->layout.one_cpu ? 2 : actors + 3;
+	int rc;
+
+	if (at->end > x->states.count)
+		return -EINVAL;
+	if (at->part == 0 && at->next == at->begin) {
+		at->layer_end = at->end;
+		at->fresh = at->end;
+	}
+	while (at->part < parts) {
+		if (x->layout.one_cpu)
+			rc =
+			    at->part ? explore_check(x, at, budget) : expand_one_cpu(x, at, budget);
+		else if (at->part < actors)
+			rc = expand(x, at->part, at, budget);
+		else if (at->part == actors + 1)
+			rc = pass_time(x, at, budget);
+		else
+			rc = explore_check(x, at, budget);
+		if (rc)
+			return rc;
+		at->part++;
+		if (!x->layout.one_cpu && (at->part < actors || at->part == actors + 1)) {
+			at->next = at->begin;
+			at->end = at->layer_end;
+		} else {
+			/* What has been found since invariants were last asked. */
+			at->next = at->fresh;
+			at->end = at->fresh = x->states.count;
+		}
+		if (x->events.count > x->told)
+			return EXPLORE_EVENTS;
 	}
 	return EXPLORE_DONE;
 }

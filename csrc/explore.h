@@ -41,7 +41,8 @@ enum explore_result {
 	EXPLORE_MORE,    /* the budget is used up */
 	EXPLORE_MISSING, /* cursor: an entry of that table is missing for that state */
 	EXPLORE_JUDGE,   /* cursor: is something wrong with that state? see explore_judged() */
-	EXPLORE_NONE     /* there is none, or not within the limit */
+	EXPLORE_NONE,    /* there is none, or not within the limit */
+	EXPLORE_EVENTS   /* something was met */
 };
 
 /* Of a node. */
@@ -81,10 +82,14 @@ struct explore_layout {
 
 /* How far a call is; `next` is set by the caller before the first one. */
 struct explore_cursor {
-	uint32_t next;        /* index of the state that it goes on with */
-	uint32_t end;         /* and of the first one that is none of its business */
-	uint32_t table;       /* EXPLORE_MISSING: which */
-	uint32_t state;       /* EXPLORE_MISSING, EXPLORE_JUDGE: index */
+	uint32_t next;      /* index of the state that it goes on with */
+	uint32_t end;       /* and of the first one that is none of its business */
+	uint32_t begin;     /* explore_layer(): where the layer begins; `next` of the first call */
+	uint32_t layer_end; /* and where it ends */
+	uint32_t part;      /* explore_layer(): part that it is at; 0 in the first call */
+	uint32_t fresh;     /* explore_layer(): the first state that no invariant was asked about */
+	uint32_t table;     /* EXPLORE_MISSING: which */
+	uint32_t state;     /* EXPLORE_MISSING, EXPLORE_JUDGE: index */
 	uint64_t transitions; /* steps seen so far are added */
 };
 
@@ -160,16 +165,17 @@ uint32_t explore_excluded(const struct explore *x);
 
 /* ---- one layer of the search ----------------------------------------------- */
 
-/* All steps of one actor from the states of the cursor. Not on one processor. */
-int explore_expand(struct explore *x, uint32_t actor, struct explore_cursor *at, uint32_t budget);
+/*
+ * All steps from the states of the cursor, a layer, and what is wrong with them and with the states that they
+ * lead to. In this order, so that what one actor does wrong is known before the next one's steps are asked for:
+ * the steps of each actor; the invariants about what they lead to; time's steps, and ends; the
+ * invariants about what those lead to. On one processor: all steps, then the invariants.
+ *
+ * EXPLORE_EVENTS: one of these parts has ended, and something was met in it; see explore_events().
+ */
+int explore_layer(struct explore *x, struct explore_cursor *at, uint32_t budget);
 
-/* Time's steps from them, and ends; after the steps of all actors. Not on one processor. */
-int explore_pass_time(struct explore *x, struct explore_cursor *at, uint32_t budget);
-
-/* All steps from them, by the rules of one processor. */
-int explore_expand_one_cpu(struct explore *x, struct explore_cursor *at, uint32_t budget);
-
-/* Asks the invariants about them. */
+/* Asks the invariants about states. */
 int explore_check(struct explore *x, struct explore_cursor *at, uint32_t budget);
 
 /* Makes sure that the entries of one actor are there for them. */
@@ -219,9 +225,19 @@ uint32_t explore_schedule(const struct explore *x, struct explore_step *steps, u
 
 /* ---- circles --------------------------------------------------------------- */
 
-/* The step of this entry and outcome may be part of a circle without progress. -ENOENT if it is not there. */
-int explore_set_circular(struct explore *x, uint32_t actor, const uint64_t *state,
+/* The step of this entry and outcome is progress: no circle with it counts. -ENOENT if it is not
+ * there. */
+int explore_set_progress(struct explore *x, uint32_t actor, const uint64_t *state,
 			 uint32_t outcome);
+
+/*
+ * Finds out which steps may be part of a circle without progress. A circle leads each field back
+ * to its value, so a step that takes a field from a value to which no such step leads, or to one
+ * from which none leads on, is in none. shifts, widths: of the n fields, 1 .. 32 bits wide; not of
+ * those that time changes.
+ */
+int explore_find_circular(struct explore *x, const uint32_t *shifts, const uint32_t *widths,
+			  uint32_t n);
 
 /* Collects those steps, and time's, from all states of the cursor, [0, all): anew from its state 0 on. */
 int explore_graph(struct explore *x, struct explore_cursor *at, uint32_t budget);

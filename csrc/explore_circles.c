@@ -22,7 +22,7 @@ void explore_circles_free(struct explore *x)
 	free(x->taking_part);
 }
 
-int explore_set_circular(struct explore *x, uint32_t actor, const uint64_t *state, uint32_t outcome)
+int explore_set_progress(struct explore *x, uint32_t actor, const uint64_t *state, uint32_t outcome)
 {
 	const struct explore_entry *entry;
 
@@ -31,13 +31,196 @@ int explore_set_circular(struct explore *x, uint32_t actor, const uint64_t *stat
 	entry = explore_find_entry(x, &x->tables[actor], state);
 	if (!entry || outcome >= entry->outcomes)
 		return -ENOENT;
-	x->circular.at[entry->first + outcome] = 1;
+	x->kinds.at[entry->first + outcome] = EXPLORE_PROGRESS;
 	return 0;
 }
 
+/* ---- which steps may be part of a circle ----------------------------------- */
+
+/* What a step does to a field. */
+struct change {
+	uint32_t field;
+	uint32_t before,
+	    after; /* its values; from number_values() on those of all fields count on */
+};
+
+/* A step that may still be part of a circle. */
+struct candidate {
+	uint32_t outcome;
+	size_t begin, end; /* its changes */
+};
+
+struct candidates {
+	EXPLORE_LIST(struct candidate) steps;
+	EXPLORE_LIST(struct change) changes;
+	struct explore_field *fields;
+	uint64_t *values; /* of each field: how many; then where they begin */
+	uint32_t *to;     /* of each value: candidates that lead to it */
+	uint32_t *from;   /* and away from it */
+	uint64_t *target; /* where a step leads */
+	uint32_t n;       /* fields */
+};
+
+/* Notes an outcome of an entry. */
+static int add_candidate(const struct explore *x, struct candidates *c, const uint64_t *key,
+			 uint32_t outcome)
+{
+	const uint32_t words = x->layout.words;
+	const size_t begin = c->changes.count;
+
+	for (uint32_t i = 0; i < words; i++)
+		c->target[i] = key[i] ^ x->differences.at[(size_t)outcome * words + i];
+	if (EXPLORE_RESERVE(&c->changes, begin + c->n) ||
+	    EXPLORE_RESERVE(&c->steps, c->steps.count + 1))
+		return -ENOMEM;
+	for (uint32_t field = 0; field < c->n; field++) {
+		const uint64_t before = explore_get(key, &c->fields[field]);
+		const uint64_t after = explore_get(c->target, &c->fields[field]);
+		const uint64_t most = before > after ? before : after;
+
+		if (before == after)
+			continue;
+		if (most >= c->values[field])
+			c->values[field] = most + 1;
+		c->changes.at[c->changes.count++] = (struct change){
+		    .field = field,
+		    .before = (uint32_t)before,
+		    .after = (uint32_t)after,
+		};
+	}
+	c->steps.at[c->steps.count++] =
+	    (struct candidate){.outcome = outcome, .begin = begin, .end = c->changes.count};
+	return 0;
+}
+
+/* Notes all outcomes of all actors that are no progress. */
+static int add_candidates(const struct explore *x, struct candidates *c)
+{
+	int rc = 0;
+
+	for (uint32_t actor = 0; actor < x->layout.actors; actor++) {
+		const struct explore_table *table = &x->tables[actor];
+
+		for (uint32_t node = 0; node < table->count; node++) {
+			const struct explore_node *n = &table->nodes[node];
+
+			for (uint32_t slot = 0; n->used && slot < n->capacity; slot++) {
+				const uint32_t number = n->slots[slot];
+				const struct explore_entry *entry;
+
+				if (!number)
+					continue;
+				entry = &x->entries.at[number - 1];
+				for (uint32_t i = entry->first;
+				     !rc && i < entry->first + entry->outcomes; i++)
+					if (x->kinds.at[i] != EXPLORE_PROGRESS)
+						rc = add_candidate(x, c,
+								   x->keys.at +
+								       (size_t)(number - 1) *
+									   x->layout.words,
+								   i);
+			}
+		}
+	}
+	return rc;
+}
+
+/* Gives the values of all fields numbers, and counts the steps to and from each. */
+static int number_values(struct candidates *c)
+{
+	uint64_t total = 0;
+
+	for (uint32_t field = 0; field < c->n; field++) {
+		const uint64_t count = c->values[field];
+
+		c->values[field] = total;
+		total += count;
+	}
+	if (total > UINT32_MAX)
+		return -ENOMEM;
+	c->to = calloc(total + 1, sizeof(*c->to));
+	c->from = calloc(total + 1, sizeof(*c->from));
+	if (!c->to || !c->from)
+		return -ENOMEM;
+	for (size_t i = 0; i < c->changes.count; i++) {
+		struct change *change = &c->changes.at[i];
+
+		change->before += (uint32_t)c->values[change->field];
+		change->after += (uint32_t)c->values[change->field];
+		c->from[change->before]++;
+		c->to[change->after]++;
+	}
+	return 0;
+}
+
+/* Whether one of the changes of a step comes from nowhere, or leads nowhere. */
+static bool dangles(const struct candidates *c, const struct candidate *step)
+{
+	for (size_t i = step->begin; i < step->end; i++)
+		if (!c->to[c->changes.at[i].before] || !c->from[c->changes.at[i].after])
+			return true;
+	return false;
+}
+
+/* Drops a step if it dangles. */
+static bool drop(struct candidates *c, struct candidate *step)
+{
+	if (step->begin == step->end || !dangles(c, step))
+		return false;
+	for (size_t i = step->begin; i < step->end; i++) {
+		c->from[c->changes.at[i].before]--;
+		c->to[c->changes.at[i].after]--;
+	}
+	step->outcome = UINT32_MAX;
+	step->end = step->begin;
+	return true;
+}
+
+int explore_find_circular(struct explore *x, const uint32_t *shifts, const uint32_t *widths,
+			  uint32_t n)
+{
+	struct candidates c = {.n = n};
+	bool dropped = true;
+	int rc;
+
+	c.fields = calloc((size_t)n + 1, sizeof(*c.fields));
+	c.values = calloc((size_t)n + 1, sizeof(*c.values));
+	c.target = calloc(x->layout.words, sizeof(*c.target));
+	rc = c.fields && c.values && c.target ? 0 : -ENOMEM;
+	for (uint32_t i = 0; !rc && i < n; i++)
+		rc = widths[i] > 32
+			 ? -EINVAL
+			 : explore_make_field(&c.fields[i], &x->layout, shifts[i], widths[i]);
+	if (!rc)
+		rc = add_candidates(x, &c);
+	if (!rc)
+		rc = number_values(&c);
+	/* Both ways: chains dangle from their beginning and from their end. */
+	while (!rc && dropped) {
+		dropped = false;
+		for (size_t i = 0; i < c.steps.count; i++)
+			dropped |= drop(&c, &c.steps.at[i]);
+		for (size_t i = c.steps.count; i-- > 0;)
+			dropped |= drop(&c, &c.steps.at[i]);
+	}
+	for (size_t i = 0; !rc && i < c.steps.count; i++)
+		if (c.steps.at[i].outcome != UINT32_MAX)
+			x->kinds.at[c.steps.at[i].outcome] = EXPLORE_CIRCULAR;
+	free(c.steps.at);
+	free(c.changes.at);
+	free(c.fields);
+	free(c.values);
+	free(c.to);
+	free(c.from);
+	free(c.target);
+	return rc;
+}
+
+/* ---- the graph ------------------------------------------------------------- */
+
 static bool in_graph(const struct explore *x, const struct explore_choice *step)
 {
-	return step->actor < 0 || x->circular.at[step->outcome];
+	return step->actor < 0 || x->kinds.at[step->outcome] == EXPLORE_CIRCULAR;
 }
 
 int explore_graph(struct explore *x, struct explore_cursor *at, uint32_t budget)

@@ -28,6 +28,13 @@ enum explore_state_mark {
 	EXPLORE_IS_GOAL = 128
 };
 
+/* Of an outcome. */
+enum explore_outcome_kind {
+	EXPLORE_PLAIN = 0,
+	EXPLORE_PROGRESS, /* on no circle that counts */
+	EXPLORE_CIRCULAR  /* may be part of a circle */
+};
+
 /* A number inside a state; it may begin in one word and end in the next. */
 struct explore_field {
 	uint32_t word;  /* in which it begins */
@@ -103,7 +110,7 @@ struct explore {
 	EXPLORE_LIST(struct explore_entry) entries;
 	EXPLORE_LIST(uint64_t) keys;        /* of each entry, `words` words: state & mask */
 	EXPLORE_LIST(uint64_t) differences; /* of each outcome, `words` words */
-	EXPLORE_LIST(uint8_t) circular;     /* of each outcome, see explore_set_circular() */
+	EXPLORE_LIST(uint8_t) kinds;        /* of each outcome, enum explore_outcome_kind */
 
 	struct explore_states states;
 	uint8_t *marks;                     /* of each state, enum explore_state_mark */
@@ -155,6 +162,10 @@ int explore_reserve(void *at, size_t *room, size_t n, size_t size);
 	((n) <= (list)->room                                                                       \
 	     ? 0                                                                                   \
 	     : explore_reserve(&(list)->at, &(list)->room, (n), sizeof(*(list)->at)))
+
+/* A field of a state. 0, -EINVAL. */
+int explore_make_field(struct explore_field *field, const struct explore_layout *layout,
+		       uint32_t shift, uint32_t width);
 
 /* The entry of a table for a state; NULL if it is missing. */
 const struct explore_entry *explore_find_entry(const struct explore *x,

@@ -166,15 +166,14 @@ static unsigned search(struct explore *x, uint32_t *ends, uint64_t *transitions)
 
 	*transitions = 0;
 	for (ends[0] = 1; begin < ends[layers]; ends[layers] = explore_count(x)) {
-		for (uint32_t actor = 0; actor < 2; actor++) {
-			at = (struct explore_cursor){.next = begin, .end = ends[layers]};
-			T_WALK(&at, explore_expand(x, actor, &at, 1));
-			t_equal(EXPLORE_DONE, rc);
-			*transitions += at.transitions;
-		}
-		at = (struct explore_cursor){.next = begin, .end = ends[layers]};
-		T_WALK(&at, explore_pass_time(x, &at, 1));
+		at = (struct explore_cursor){.next = begin, .begin = begin, .end = ends[layers]};
+		do {
+			rc = explore_layer(x, &at, 1);
+			if (rc == EXPLORE_MISSING)
+				supply(x, &at);
+		} while (rc == EXPLORE_MISSING || rc == EXPLORE_MORE || rc == EXPLORE_EVENTS);
 		t_equal(EXPLORE_DONE, rc);
+		*transitions += at.transitions;
 		begin = ends[layers++];
 	}
 	return layers;
@@ -316,12 +315,13 @@ static void test_components(void)
 	const uint64_t mask = 7, start = 0;
 	const uint64_t next[][2] = {{1}, {2, 4}, {3}, {1}, {0}};
 	const uint32_t outcomes[] = {1, 2, 1, 1, 0};
-	const uint32_t shift = 0, width = 3;
+	const uint32_t shift = 0, width = 3, wide = 33;
 	const struct explore_step *edges;
 	struct explore_cursor at = {0};
 	const uint32_t *states;
 	uint64_t able[3], moved = 0;
 	struct explore *x;
+	int rc;
 
 	t_equal(0, explore_create(&one, &shift, &width, &x));
 	for (uint64_t node = 0; node < 5; node++) {
@@ -331,16 +331,22 @@ static void test_components(void)
 			differences[i] = node ^ next[node][i];
 		t_equal(0, explore_set_node(x, 0, (uint32_t)node, &mask, 0));
 		t_equal(0, explore_add(x, 0, &node, differences, outcomes[node], false, -1));
-		for (uint32_t i = 0; i < outcomes[node]; i++)
-			t_equal(0, explore_set_circular(x, 0, &node, i));
-		t_equal(-ENOENT, explore_set_circular(x, 0, &node, outcomes[node]));
+		t_equal(-ENOENT, explore_set_progress(x, 0, &node, outcomes[node]));
 	}
 	t_equal(1, explore_add_state(x, &start));
-	while (at.next < explore_count(x)) {
-		at.end = explore_count(x);
-		t_equal(EXPLORE_DONE, explore_expand(x, 0, &at, BUDGET));
+	t_equal(0, explore_set_node(x, explore_watch_table(x), 0, &start, 0));
+	t_equal(0, explore_add(x, explore_watch_table(x), &start, NULL, 0, false, -1));
+	while (at.begin < explore_count(x)) {
+		at = (struct explore_cursor){
+		    .next = at.begin, .begin = at.begin, .end = at.begin + 1};
+		while ((rc = explore_layer(x, &at, BUDGET)) == EXPLORE_EVENTS)
+			;
+		t_equal(EXPLORE_DONE, rc);
+		at.begin++;
 	}
 	t_equal(5, explore_count(x));
+	t_equal(-EINVAL, explore_find_circular(x, &shift, &wide, 1));
+	t_equal(0, explore_find_circular(x, &shift, &width, 1));
 	at = (struct explore_cursor){.end = 5};
 	t_equal(EXPLORE_MORE, explore_graph(x, &at, 2));
 	t_equal(EXPLORE_DONE, explore_graph(x, &at, BUDGET));
@@ -350,7 +356,8 @@ static void test_components(void)
 		const uint64_t node = *explore_state(x, states[i]);
 
 		t_check(node >= 1 && node <= 3);
-		t_equal(outcomes[node], explore_circular_steps(x, states[i], &edges));
+		/* The step to 4 leads nowhere. */
+		t_equal(1, explore_circular_steps(x, states[i], &edges));
 	}
 	at = (struct explore_cursor){.end = 3};
 	t_equal(EXPLORE_DONE, explore_fairness(x, states, able, &moved, &at, BUDGET));

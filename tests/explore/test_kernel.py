@@ -188,6 +188,9 @@ class Searched:
 
     def answer(self, result: int, cursor: CData) -> None:
         kernel, system = self.kernel, self.system
+        if result == lib.EXPLORE_EVENTS:
+            self.events += kernel.events()
+            return
         state = self.plain(cursor.state)
         packed = kernel.state(cursor.state) & ((1 << system.shifts[-1]) - 1)
         if result == lib.EXPLORE_JUDGE:
@@ -227,12 +230,7 @@ class Searched:
         ends, begin = [1], 0
         while begin < ends[-1]:
             end = ends[-1]
-            if system.one_cpu:
-                self.walk(lib.explore_expand_one_cpu, begin=begin, end=end)
-            else:
-                for actor in range(system.actors):
-                    self.walk(lib.explore_expand, actor, begin=begin, end=end)
-                self.walk(lib.explore_pass_time, begin=begin, end=end)
+            self.walk(lib.explore_layer, begin=begin, end=end)
             begin = end
             ends.append(self.kernel.count)
         return ends[:-1]
@@ -242,19 +240,17 @@ class Searched:
 def systems(draw: st.DrawFn) -> System:
     actors, objects = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     widths = [draw(st.sampled_from([2, 3, 17, 32])) for _ in range(actors)]
-    widths += [draw(st.sampled_from([2, 5, 31, 64])) for _ in range(objects)]
+    widths += [draw(st.sampled_from([2, 5, 31, 32])) for _ in range(objects)]
     return System(
         draw(st.integers(0, 1 << 30)), actors, objects, widths, draw(st.booleans()), draw(st.booleans())
     )
 
 
-def circular(searched: Searched, found: list[State]) -> None:
-    """Takes all steps into the graph."""
+def circular(searched: Searched) -> None:
+    """Takes the steps that may be part of a circle into the graph."""
     system = searched.system
-    for state in found:
-        for actor, choice, _ in system.steps(state):
-            if actor != TIME:
-                searched.kernel.set_circular(actor, system.packed((state[0], state[1], 0)), choice)
+    fields = list(zip(system.shifts, system.widths, strict=False))
+    searched.kernel.find_circular([field for number, field in enumerate(fields) if number != system.actors])
     searched.walk(lib.explore_graph, end=searched.kernel.count)
 
 
@@ -290,9 +286,9 @@ def test_layers_steps_and_ends_are_those_of_a_plain_search(system: System) -> No
     assert {state for kind, state in events if kind == lib.EXPLORE_END} == {
         state for state in found if not system.steps(state)
     }
-    searched.events.clear()
-    searched.walk(lib.explore_check, end=len(found))
-    assert {searched.plain(event.state) for event in searched.events} == set(filter(system.broken, found))
+    # The invariants were asked about all states but the first.
+    broken = {state for kind, state in events if kind == lib.EXPLORE_BROKEN}
+    assert broken == set(filter(system.broken, found[1:]))
 
 
 @given(systems())
@@ -325,7 +321,7 @@ def test_components_and_who_moves_in_them(system: System, choose: random.Random)
     # The plain way takes their square.
     assume(kernel.count <= 200)
     states = [searched.plain(index) for index in range(kernel.count)]
-    circular(searched, states)
+    circular(searched)
     parts = [index for index in range(kernel.count) if choose.random() < 0.8]
     for chosen in (None, parts, []):
         found = kernel.components(chosen)
@@ -346,9 +342,13 @@ def test_components_and_who_moves_in_them(system: System, choose: random.Random)
                     if there in inside
                 }
             )
-    for index, state in enumerate(states):
-        steps = [(step.actor, step.choice, states[step.state]) for step in kernel.circular_steps(index)]
-        assert steps == system.steps(state)
+    for component in kernel.components():
+        inside = {states[index] for index in component}
+        for index in component:
+            steps = [(step.actor, step.choice, states[step.state]) for step in kernel.circular_steps(index)]
+            assert [step for step in steps if step[2] in inside] == [
+                step for step in system.steps(states[index]) if step[2] in inside
+            ]
 
 
 def walked(system: System, schedule: list[tuple[int, int]]) -> tuple[State, int]:
@@ -400,15 +400,12 @@ def test_states_move_to_wider_fields_and_to_disk_and_back(system: System, data: 
     searched = Searched(system)
     searched.layers()
     kernel = searched.kernel
-    more = [data.draw(st.sampled_from([0, 0, 4, 60])) for _ in system.widths]
+    more = [data.draw(st.sampled_from([0, 0, 4, 28])) for _ in system.widths]
     wide = System(
         system.seed,
         system.actors,
         system.objects,
-        [
-            min(width + bits, 32 if one < system.actors else 64)
-            for one, (width, bits) in enumerate(zip(system.widths, more, strict=True))
-        ],
+        [min(width + bits, 32) for width, bits in zip(system.widths, more, strict=True)],
         system.one_cpu,
         system.explore_time,
     )
@@ -446,13 +443,37 @@ def test_states_taken_out_are_not_counted_and_on_no_circle() -> None:
     )
     searched = Searched(system)
     searched.layers()
-    circular(searched, [searched.plain(index) for index in range(searched.kernel.count)])
+    circular(searched)
     (component, *_) = searched.kernel.components()
     searched.kernel.exclude(component[0], skip=False)
     searched.kernel.exclude(component[0], skip=True)
     assert searched.kernel.excluded == 1
     searched.walk(lib.explore_graph, end=searched.kernel.count)
     assert all(component[0] not in one for one in searched.kernel.components())
+
+
+def test_a_circle_with_progress_is_none() -> None:
+    kernel = Kernel(Fields([(0, 2)], (2, 1), 3), idle=0, one_cpu=False, explore_time=False)
+    for node in range(3):
+        kernel.set_node(0, node, 3)
+        kernel.add(0, node, [node ^ (node + 1) % 3])
+    kernel.set_node(kernel.watch, 0, 0)
+    kernel.add(kernel.watch, 0)
+    kernel.begin(0)
+    for index in range(3):
+        kernel.walk(lib.explore_layer, begin=index, end=index + 1, answer=_never)
+    for progress, components in ((None, 1), (1, 0)):
+        if progress is not None:
+            kernel.set_progress(0, progress, 0)
+        kernel.find_circular([(0, 2)])
+        kernel.walk(lib.explore_graph, begin=0, end=3, answer=_never)
+        assert len(kernel.components()) == components
+    with pytest.raises(BalloonError):
+        kernel.set_progress(0, 0, 1)
+
+
+def _never(result: int, cursor: CData) -> None:
+    raise AssertionError(result, cursor)
 
 
 def test_numbers_that_cannot_be_are_refused() -> None:

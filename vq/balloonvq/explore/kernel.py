@@ -121,10 +121,10 @@ class Kernel:
             arguments: of it, before the cursor.
             begin: index of the first state.
             end: behind the last one.
-            answer: told why it came back before its end, EXPLORE_MORE, EXPLORE_MISSING or EXPLORE_JUDGE, and the cursor.
+            answer: told why it came back before its end, and the cursor; see ``enum explore_result``.
         """
         cursor = ffi.new("struct explore_cursor *")
-        cursor.next, cursor.end = begin, end
+        cursor.next, cursor.begin, cursor.end = begin, begin, end
         while True:
             result = self.check(function(self.handle, *arguments, cursor, BUDGET))
             if result in {lib.EXPLORE_DONE, lib.EXPLORE_NONE}:
@@ -152,9 +152,14 @@ class Kernel:
             lib.explore_add(self.handle, table, self._split(state), words, len(differences), open_, owner)
         )
 
-    def set_circular(self, actor: int, state: int, choice: int) -> None:
-        """See ``explore_set_circular``."""
-        self.check(lib.explore_set_circular(self.handle, actor, self._split(state), choice))
+    def set_progress(self, actor: int, state: int, choice: int) -> None:
+        """See ``explore_set_progress``."""
+        self.check(lib.explore_set_progress(self.handle, actor, self._split(state), choice))
+
+    def find_circular(self, fields: Sequence[tuple[int, int]]) -> None:
+        """See ``explore_find_circular``; fields are (first bit, bits)."""
+        shifts, widths = zip(*fields, strict=True) if fields else ((), ())
+        self.check(lib.explore_find_circular(self.handle, shifts, widths, len(fields)))
 
     # -- states ----------------------------------------------------------------
 

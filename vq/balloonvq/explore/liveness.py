@@ -22,18 +22,18 @@ moves inside it. Here a smaller component may pass, one without those states, so
 taken out and the rest is searched again. A spinner that never gives way owes nobody
 anything, and is found as the livelock that it is.
 
-A circle of the product leads each actor back to the local state where it was, and each object to its value, so
-every step of it stays inside a circle of that field's values. Most steps do not, and are left out before
-anything else is done. What is left goes through Tarjan's algorithm, iterative, in C
+A circle of the product leads each actor back to the local state where it was, and each object to its value. Most
+steps change something to a value from which no step leads on, or from one to which none leads, and are
+left out before anything else is done. What is left goes through Tarjan's algorithm, iterative. Both are C
 (``csrc/explore_circles.c``), which also says who can go on in each state of a component and who moves inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from functools import partial, reduce
+from collections.abc import Iterator
+from functools import reduce
 from operator import and_
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from balloonvq.ffi import lib
 from balloonvq.runtime.controlled import TICK, Decision
@@ -44,54 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["fair_circles", "livelock"]
 
 
-_Node = TypeVar("_Node", bound=Hashable)
-
-
-def components(nodes: Iterable[_Node], steps: Callable[[_Node], Iterable[_Node]]) -> Iterator[list[_Node]]:
-    """Strongly connected components with at least one step; `steps` leads to some of the nodes."""
-    index: dict[_Node, int] = {}
-    low: dict[_Node, int] = {}
-    on_stack: set[_Node] = set()
-    stack: list[_Node] = []
-    for root in nodes:
-        if root in index:
-            continue
-        work = [(root, iter(steps(root)))]
-        index[root] = low[root] = len(index)
-        stack.append(root)
-        on_stack.add(root)
-        while work:
-            node, targets = work[-1]
-            for target in targets:
-                if target not in index:
-                    index[target] = low[target] = len(index)
-                    stack.append(target)
-                    on_stack.add(target)
-                    work.append((target, iter(steps(target))))
-                    break
-                if target in on_stack:
-                    low[node] = min(low[node], index[target])
-            else:
-                work.pop()
-                if work:
-                    parent = work[-1][0]
-                    low[parent] = min(low[parent], low[node])
-                if low[node] == index[node]:
-                    component = []
-                    while True:
-                        member = stack.pop()
-                        on_stack.discard(member)
-                        component.append(member)
-                        if member == node:
-                            break
-                    if len(component) > 1 or node in steps(node):
-                        yield component
-
-
-def _targets(edges: dict[int, list[int]], node: int) -> list[int]:
-    return edges.get(node, [])
-
-
 class _Graph:
     """Steps that may be part of a circle without progress; states by index."""
 
@@ -100,43 +52,20 @@ class _Graph:
         self.product = product = search.product
         self.kernel = product.kernel
         product.fill()
-        progress = any(operation.progress for operation in product.world.operations)
-        for actor, key, choice in self._circular():
-            micros = product.micros(key, (actor, choice))[0] if progress else []
-            if not any(micro.operation.progress for micro in micros):
-                self.kernel.set_circular(actor, key, choice)
+        if any(operation.progress for operation in product.world.operations):
+            self._exclude_progress()
+        free = product.ticking_fields() if product.has_timers else set()
+        places = enumerate(zip(product.shifts, product.widths, strict=True))
+        self.kernel.find_circular([place for field, place in places if field not in free])
         product.walk(lib.explore_graph, end=self.kernel.count)
 
-    def _circular(self) -> list[tuple[int, int, int]]:
-        """The steps that may be part of a circle: (actor, key of its table, outcome)."""
+    def _exclude_progress(self) -> None:
         product = self.product
-        free = product.ticking_fields() if product.has_timers else set()
-        #: (actor, key, outcome, {field: (before, after)})
-        left: list[tuple[int, int, int, dict[int, tuple[int, int]]]] = []
         for actor, table in enumerate(product.tables):
             for key in table:
-                for (_, choice), difference in product.moves(actor, key):
-                    left.append((actor, key, choice, product.changes(key, key ^ difference, free)))
-        while True:
-            edges: dict[int, dict[int, list[int]]] = {}
-            for *_, changes in left:
-                for field, (before, after) in changes.items():
-                    edges.setdefault(field, {}).setdefault(before, []).append(after)
-            circles: dict[int, dict[int, int]] = {}
-            for field, targets in edges.items():
-                inside = components(targets, partial(_targets, targets))
-                circles[field] = {value: number for number, circle in enumerate(inside) for value in circle}
-            kept = [
-                step
-                for step in left
-                if all(
-                    before in circles[field] and circles[field][before] == circles[field].get(after)
-                    for field, (before, after) in step[3].items()
-                )
-            ]
-            if len(kept) == len(left):
-                return [step[:3] for step in left]
-            left = kept
+                for decision, _ in product.moves(actor, key):
+                    if any(micro.operation.progress for micro in product.micros(key, decision)[0]):
+                        self.kernel.set_progress(actor, key, decision[1])
 
     def locks(self, index: int, actor: int) -> bool:
         """Whether the actor is about to take a mutex; asked of one that never moves, so any state will do."""

@@ -39,7 +39,7 @@ import math
 import random
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -333,10 +333,13 @@ class Product:
         narrow.close()
 
     def narrow(self) -> None:
-        """Makes fields no wider than twice as many numbers as are known by now need: short ints are faster."""
+        """Makes fields wide enough for twice as many numbers as are known by now, and fills the last word with them."""
         sizes = [len(automaton.nodes) for automaton in self.automata]
         sizes += [len(self._values[index]) for index in self.objects]
         self.widths = [(8 * size - 7).bit_length() for size in sizes]
+        rest = -(sum(self.widths) + self.count.bit_length()) % 64
+        more, left = divmod(rest, len(self.widths))
+        self.widths = [min(width + more + (field < left), 32) for field, width in enumerate(self.widths)]
         self.start()
 
     def widen(self, field: int) -> Widened:
@@ -558,7 +561,7 @@ class Product:
         *arguments: object,
         begin: int = 0,
         end: int = 0,
-        judge: Callable[[int], None] | None = None,
+        ask: Callable[[CData], None] | None = None,
         deadline: float = math.inf,
     ) -> tuple[int, int]:
         """Has a function of the kernel go over states, and gives it the entries that are missing.
@@ -568,7 +571,7 @@ class Product:
             arguments: of it, before the cursor.
             begin: index of the first state.
             end: behind the last one.
-            judge: called with the index of a state of which the kernel wants to know whether it is wrong.
+            ask: called with the cursor where the kernel wants to know more: EXPLORE_JUDGE, EXPLORE_EVENTS.
             deadline: by `time.monotonic`.
 
         Returns:
@@ -577,12 +580,10 @@ class Product:
         Raises:
             _Enough: after the deadline.
         """
-        return self.kernel.walk(
-            function, *arguments, begin=begin, end=end, answer=self.answer(judge, deadline)
-        )
+        return self.kernel.walk(function, *arguments, begin=begin, end=end, answer=self.answer(ask, deadline))
 
     def answer(
-        self, judge: Callable[[int], None] | None = None, deadline: float = math.inf
+        self, ask: Callable[[CData], None] | None = None, deadline: float = math.inf
     ) -> Callable[[int, CData], None]:
         """What to do when the kernel comes back before its end, see `walk`."""
         kernel, fields = self.kernel, (1 << self.bits) - 1
@@ -592,9 +593,9 @@ class Product:
                 raise _Enough
             if result == lib.EXPLORE_MISSING:
                 self.supply(cursor.table, kernel.state(cursor.state) & fields)
-            elif result == lib.EXPLORE_JUDGE:
-                assert judge is not None
-                judge(cursor.state)
+            elif result != lib.EXPLORE_MORE:
+                assert ask is not None
+                ask(cursor)
 
         return answer
 
@@ -660,19 +661,6 @@ class Product:
         """Computes the entries for the states found that were removed when more was found to depend on."""
         while self._emptied:
             self.walk(lib.explore_fill, self._emptied.pop(), end=self.kernel.count)
-
-    def changes(self, before: int, after: int, but: Collection[int]) -> dict[int, tuple[int, int]]:
-        """The numbers of the fields that differ, `but` left out, with their two values."""
-        found: dict[int, tuple[int, int]] = {}
-        differ = before ^ after
-        while differ:
-            field = bisect_right(self.shifts, differ.bit_length() - 1) - 1
-            shift = self.shifts[field]
-            differ &= (1 << shift) - 1
-            if field not in but:
-                mask = (1 << self.widths[field]) - 1
-                found[field] = ((before >> shift) & mask, (after >> shift) & mask)
-        return found
 
     def ticking_fields(self) -> set[int]:
         """The fields that time's step may change."""
@@ -916,7 +904,9 @@ class Search:
         started = time.monotonic()
         try:
             if len(self.layers) == 1:
-                self._check(0, 1)
+                product.walk(lib.explore_check, end=1)
+                self._note()
+                self._settle()
             while True:
                 begin = self.layers[-2].end if len(self.layers) > 1 else 0
                 size = self._expand(begin, self.layers[-1].end)
@@ -1016,42 +1006,25 @@ class Search:
         if wrong is not None:
             self._bug(*wrong, index)
 
-    def _check(self, begin: int, end: int) -> None:
-        """Invariants, on states just found; each combination of the values that they look at is judged once."""
-        self.product.walk(lib.explore_check, begin=begin, end=end)
-        self._note()
-        self._settle()
-
     def _count(self) -> None:
         kernel = self.product.kernel
         self.states = kernel.count - kernel.excluded
 
-    def _expand(self, begin: int, end: int) -> int:
-        """Finds all states one step after a layer that are new; how many there are.
-
-        One actor after the other: what one does wrong is reported before the next one's steps are learned.
-        """
-        product = self.product
-        kernel = product.kernel
-        transitions = 0
-        if self.one_cpu:
-            transitions = product.walk(lib.explore_expand_one_cpu, begin=begin, end=end)[1]
-            fresh = end
-        else:
-            for actor in range(product.count):
-                transitions += product.walk(lib.explore_expand, actor, begin=begin, end=end)[1]
-                self._note()
-                self._settle()
+    def _look(self, cursor: CData) -> None:
+        """Judges what was met in a part of a layer, see ``explore_layer``."""
+        if self.one_cpu or cursor.part > self.product.count:
+            # What the actors' steps lead to counts once all of them were looked at.
             self._count()
-            fresh = kernel.count
-            self._check(end, fresh)
-            transitions += product.walk(lib.explore_pass_time, begin=begin, end=end)[1]
-        self._count()
         self._note()
         self._settle()
-        self._check(fresh, kernel.count)
+
+    def _expand(self, begin: int, end: int) -> int:
+        """Finds all states one step after a layer that are new; how many there are."""
+        product = self.product
+        _, transitions = product.walk(lib.explore_layer, begin=begin, end=end, ask=self._look)
+        self._count()
         self.transitions += transitions
-        return kernel.count - end
+        return product.kernel.count - end
 
     def path(self, goals: set[int]) -> tuple[list[Decision], int]:
         """A shortest schedule to one of these states, all found at the same depth; (schedule, state), by index.
@@ -1107,19 +1080,19 @@ def fewest_preemptions(
     kernel = product.kernel
     deadline = time.monotonic() + limits.seconds
 
-    def judge(index: int) -> None:
-        wrong = product.judge(kernel.state(index))
+    def judge(cursor: CData) -> None:
+        wrong = product.judge(kernel.state(cursor.state))
         if wrong is None:
             judgement = lib.EXPLORE_FINE
         elif wrong[0] is kind and (wrong[1] == what or kind is not Kind.INVARIANT):
             judgement = lib.EXPLORE_GOAL
         else:
             judgement = lib.EXPLORE_WRONG
-        lib.explore_judged(kernel.handle, index, judgement)
+        lib.explore_judged(kernel.handle, cursor.state, judgement)
 
     kernel.check(lib.explore_begin_schedule(kernel.handle))
     try:
-        result, _ = product.walk(lib.explore_fewest, limits.states, judge=judge, deadline=deadline)
+        result, _ = product.walk(lib.explore_fewest, limits.states, ask=judge, deadline=deadline)
     except _Enough:
         return None
     if result == lib.EXPLORE_NONE:
