@@ -7,7 +7,9 @@
  * the only thing that orders an earlier store before a later load; the two
  * places in a virtqueue that need it are the ones where a side publishes an
  * index and then looks at the other side's notification word (SPLIT-DRV-28,
- * T-20).
+ * T-20). A sequentially consistent store would do as well, but on x86 it is an
+ * exchange, which begins to fetch its cache line only when all stores before it
+ * are done: with two threads and a buffer a publication, that costs a third more.
  *
  * Every call site says which write it orders before which read.
  *

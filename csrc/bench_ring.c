@@ -158,6 +158,8 @@ struct run {
 	struct vq_driver *driver;
 	struct vq_device *device;
 	uint64_t data;           /* where the buffers lie, guest-physical */
+	uint64_t mask;           /* queue size - 1 */
+	uint32_t batch;          /* as in the options */
 	int kick, call;          /* eventfds; -1 unless SLEEPING */
 	struct histogram *trip;  /* of single buffers; NULL: not wanted */
 	struct part driver_part; /* written by the driver thread */
@@ -184,18 +186,18 @@ static inline bool stopped(const struct run *run)
 /* Adds a batch and shows it. 0 or -errno. */
 static inline int offer(struct run *run, uint64_t first)
 {
-	const uint64_t data = run->data, mask = run->options->queue_size - 1;
-	const uint64_t end = first + run->options->batch;
+	const uint64_t end = first + run->batch;
 	struct vq_driver *driver = run->driver;
+	uint64_t token = first;
 
-	for (uint64_t token = first; token != end; token++) {
-		const struct vq_segment segment = {data + BUFFER_BYTES * (token & mask),
-						   BUFFER_BYTES};
+	do {
+		const uint64_t addr = run->data + BUFFER_BYTES * (token & run->mask);
+		const struct vq_segment segment = {addr, BUFFER_BYTES};
 		const int rc = vq_driver_add(driver, &segment, 1, 0, token);
 
 		if (unlikely(rc))
 			return rc;
-	}
+	} while (++token != end);
 	vq_driver_publish(driver);
 	if (likely(!vq_driver_kick_needed(driver)))
 		return 0;
@@ -207,35 +209,44 @@ static inline int offer(struct run *run, uint64_t first)
 static inline int collect(struct run *run, uint64_t expected, uint64_t max)
 {
 	struct vq_driver *driver = run->driver;
+	const uint64_t end = expected + max;
 	uint64_t next = expected;
-	uint64_t token;
-	uint32_t len;
-	int rc = 0;
 
-	while (next - expected < max && (rc = vq_driver_get_used(driver, &token, &len)) == 1)
-		if (unlikely(token != next++ || len != 0))
+	do {
+		uint64_t token;
+		uint32_t len;
+		const int rc = vq_driver_get_used(driver, &token, &len);
+
+		if (rc != 1) {
+			if (unlikely(rc < 0))
+				return rc;
+			break;
+		}
+		if (unlikely(token != next) || unlikely(len != 0))
 			return -EIO;
-	return unlikely(rc < 0) ? rc : (int)(next - expected);
+	} while (++next != end);
+	return (int)(next - expected);
 }
 
 /* Takes up to a batch and marks it used. How many, or -errno. */
 static inline int serve(struct run *run)
 {
-	const uint32_t batch = run->options->batch;
+	const uint32_t batch = run->batch;
 	struct vq_device *device = run->device;
 	struct vq_chain chain;
 	uint32_t n = 0;
-	int rc = 0;
+	int rc;
 
-	while (n < batch && (rc = vq_device_pop(device, &chain)) == 1) {
+	do {
+		rc = vq_device_pop(device, &chain);
+		if (rc != 1) {
+			if (unlikely(rc < 0) || n == 0)
+				return rc;
+			break;
+		}
 		/* A readable buffer: nothing was written into it (SPLIT-DEV-18). */
 		vq_device_push(device, chain.head, 0);
-		n++;
-	}
-	if (unlikely(rc < 0))
-		return rc;
-	if (n == 0)
-		return 0;
+	} while (++n != batch);
 	vq_device_publish(device);
 	if (unlikely(vq_device_call_needed(device))) {
 		run->device_part.notices++;
@@ -358,7 +369,7 @@ static void *take_turns(void *argument)
 {
 	struct run *run = argument;
 	const uint64_t buffers = run->options->buffers;
-	const uint32_t batch = run->options->batch;
+	const int batch = (int)run->batch;
 	uint64_t done = 0;
 	uint64_t start = now_ns();
 
@@ -367,14 +378,14 @@ static void *take_turns(void *argument)
 
 		if (likely(rc == 0))
 			rc = serve(run);
-		if (likely(rc == (int)batch))
-			rc = collect(run, done, batch);
-		if (unlikely(rc != (int)batch)) {
+		if (likely(rc == batch))
+			rc = collect(run, done, run->batch);
+		if (unlikely(rc != batch)) {
 			/* Nobody else is there: fewer than a batch were lost. */
 			run->driver_part.fault = rc < 0 ? rc : -EIO;
 			break;
 		}
-		done += batch;
+		done += run->batch;
 	}
 	run->driver_part.ns = now_ns() - start;
 	run->driver_part.buffers = run->device_part.buffers = done;
@@ -457,7 +468,11 @@ static int run_alone(struct run *run, int *bound)
 
 int bench_ring_run(const struct bench_ring_options *options, struct bench_ring_result *out)
 {
-	struct run run = {.options = options, .kick = -1, .call = -1};
+	struct run run = {.options = options,
+			  .mask = options->queue_size - 1,
+			  .batch = options->batch,
+			  .kick = -1,
+			  .call = -1};
 	struct side driver = {.body = drive, .argument = &run, .cpu = options->cpus.driver};
 	struct side device = {.body = serve_all, .argument = &run, .cpu = options->cpus.device};
 	int rc;

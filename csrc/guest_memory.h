@@ -16,6 +16,7 @@
 #ifndef BALLOONVQ_GUEST_MEMORY_H
 #define BALLOONVQ_GUEST_MEMORY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -101,14 +102,12 @@ struct gm_window {
 	uint8_t *host;       /* as in gm_region */
 };
 
-/* Host address of [addr, addr + len), or NULL unless the window holds all of it. */
-static inline void *gm_in_window(const struct gm_window *window, uint64_t addr, uint64_t len)
+/* Whether the window holds [addr, addr + len), which is not empty. */
+static inline bool gm_window_holds(const struct gm_window *window, uint64_t addr, uint64_t len)
 {
 	uint64_t offset = addr - window->guest_addr; /* wraps to a huge value below the region */
 
-	if (__builtin_expect(offset < window->size && len <= window->size - offset, 1))
-		return window->host + offset;
-	return NULL;
+	return offset < window->size && len - 1 < window->size - offset; /* 0 - 1 is huge as well */
 }
 
 /* gm_at() that looks into the window first and moves it on a miss. */
@@ -116,9 +115,9 @@ void *gm_at_slow(const struct gm *mem, struct gm_window *window, uint64_t addr, 
 static inline void *gm_at_window(const struct gm *mem, struct gm_window *window, uint64_t addr,
 				 uint64_t len)
 {
-	void *host = gm_in_window(window, addr, len);
-
-	return __builtin_expect(host != NULL, 1) ? host : gm_at_slow(mem, window, addr, len);
+	if (__builtin_expect(gm_window_holds(window, addr, len), 1))
+		return window->host + (addr - window->guest_addr);
+	return gm_at_slow(mem, window, addr, len);
 }
 
 /* Bytes of RAM in all regions. */

@@ -42,6 +42,9 @@
  * (T-34), so any loop ends after at most N elements. push() writes used entries,
  * publish() stores idx once for the batch.
  *
+ * What runs for every buffer is `inline`, a hint to link-time optimisation: its callers
+ * in other files take it in, and what they do not look at is not even computed.
+ *
  * Suppression. Without EVENT_IDX: the flags word of the other side's area, 1 =
  * leave me alone. With it: flags stay 0 and an event word names the entry that is
  * wanted. Both are the same Dekker dance:
@@ -110,38 +113,40 @@ int split_layout(uint32_t size, struct vq_layout *out)
 }
 
 /*
- * 1 if moving a free-running index from old to now passes `event`. Further than
- * 2^16 every event lies on the way, which the 16-bit formula cannot see.
+ * 1 if moving a free-running index from old to now passes `event`. This is vq_need_event() but
+ * for the length of the step, which keeps all its bits: in 2^16 and more every event lies.
  */
-static bool event_passed(uint16_t event, uint64_t now, uint64_t old)
+static inline bool event_passed(uint16_t event, uint64_t now, uint64_t old)
 {
-	return now - old > UINT16_MAX || need_event(event, (uint16_t)now, (uint16_t)old);
+	return (uint16_t)(now - event - 1) < now - old;
 }
 
 /* ---- driver half ------------------------------------------------------- */
 
 #define POSITION_FREE UINT64_MAX /* of a descriptor that heads no buffer */
+#define CHAIN_END     UINT16_MAX /* no descriptor follows */
 
 /* Private state of one descriptor. */
 struct slot {
 	uint64_t token;    /* head: the caller's name for the buffer */
 	uint64_t position; /* head: number of the buffer, from 0; POSITION_FREE if no head */
-	uint16_t count;    /* head: descriptors in the chain */
-	uint16_t next;     /* next descriptor of the chain, if it has one */
 };
 
 struct split_driver {
 	struct vq_driver half; /* first: the common head */
 
-	bool event_idx;          /* VQ_F_EVENT_IDX was negotiated */
-	bool indirect;           /* VQ_F_INDIRECT_DESC was negotiated */
-	bool calls_disabled;     /* the last wish was "no calls" */
-	uint32_t size;           /* descriptors in all */
-	uint32_t mask;           /* size - 1 */
-	uint8_t *desc;           /* descriptor table */
-	uint8_t *avail;          /* available ring */
-	uint8_t *used;           /* used ring */
-	uint16_t *free;          /* queue of the free descriptors, behind the slots */
+	bool event_idx;       /* VQ_F_EVENT_IDX was negotiated */
+	bool indirect;        /* VQ_F_INDIRECT_DESC was negotiated */
+	bool calls_disabled;  /* the last wish was "no calls" */
+	uint32_t size;        /* descriptors in all */
+	uint32_t mask;        /* size - 1 */
+	uint8_t *desc;        /* descriptor table */
+	uint8_t *avail;       /* available ring */
+	uint8_t *used;        /* used ring */
+	uint8_t *used_event;  /* event word of the available ring */
+	uint8_t *avail_event; /* event word of the used ring */
+	uint16_t *free;       /* queue of the free descriptors, behind the slots */
+	uint16_t *next; /* next descriptor of a chain or CHAIN_END; all free ones: CHAIN_END */
 	const struct gm *mem;    /* to check segments */
 	struct gm_window window; /* last region that held a segment */
 
@@ -170,16 +175,6 @@ static const struct split_driver *driver_of_const(const struct vq_driver *half)
 	return (const struct split_driver *)half;
 }
 
-static void *used_event(const struct split_driver *vq)
-{
-	return vq->avail + RING_ENTRIES + (size_t)AVAIL_ENTRY * vq->size;
-}
-
-static void *avail_event(const struct split_driver *vq)
-{
-	return vq->used + RING_ENTRIES + (size_t)USED_ENTRY * vq->size;
-}
-
 int split_driver_create(struct gm *mem, const struct vq_config *config, struct vq_driver **out)
 {
 	uint32_t size = config->size;
@@ -188,10 +183,10 @@ int split_driver_create(struct gm *mem, const struct vq_config *config, struct v
 
 	if (split_layout(size, &layout))
 		return -EINVAL;
-	vq = vq_alloc(sizeof(*vq) + size * (sizeof(vq->slots[0]) + sizeof(vq->free[0])));
+	vq = vq_alloc(sizeof(*vq) +
+		      size * (sizeof(vq->slots[0]) + sizeof(vq->free[0]) + sizeof(vq->next[0])));
 	if (!vq)
 		return -ENOMEM;
-	vq->half.format = VQ_FORMAT_SPLIT;
 	vq->event_idx = config->features & VQ_F_EVENT_IDX;
 	vq->indirect = config->features & VQ_F_INDIRECT_DESC;
 	vq->size = size;
@@ -200,11 +195,15 @@ int split_driver_create(struct gm *mem, const struct vq_config *config, struct v
 	vq->desc = gm_at(mem, config->desc_addr, layout.desc_bytes);
 	vq->avail = gm_at(mem, config->driver_addr, layout.driver_bytes);
 	vq->used = gm_at(mem, config->device_addr, layout.device_bytes);
+	vq->used_event = vq->avail + layout.driver_bytes - EVENT_BYTES;
+	vq->avail_event = vq->used + layout.device_bytes - EVENT_BYTES;
 	vq->free = (uint16_t *)&vq->slots[size];
+	vq->next = vq->free + size;
 	vq->free_end = size;
 	for (uint32_t i = 0; i < size; i++) {
 		vq->slots[i].position = POSITION_FREE;
 		vq->free[i] = (uint16_t)i;
+		vq->next[i] = CHAIN_END;
 	}
 
 	/* Memory may hold anything, also the remains of a ring before (SPLIT-DRV-19). This is the
@@ -283,13 +282,13 @@ static inline uint16_t free_at(const struct split_driver *vq, uint64_t i)
 static inline void stage(struct split_driver *vq, uint16_t head, unsigned count, uint64_t token)
 {
 	struct slot *slot = &vq->slots[head];
+	uint64_t position = vq->added;
 
-	vq->free_next += count;
 	slot->token = token;
-	slot->position = vq->added;
-	slot->count = (uint16_t)count; /* <= 32768 */
-	le16_store(vq->avail + RING_ENTRIES + AVAIL_ENTRY * (vq->added & vq->mask), head);
-	vq->added++;
+	vq->free_next += count;
+	vq->added = position + 1;
+	le16_store(vq->avail + RING_ENTRIES + AVAIL_ENTRY * (position & vq->mask), head);
+	slot->position = position;
 }
 
 /* Any buffer; as split_driver_add(). */
@@ -315,25 +314,24 @@ static __attribute__((noinline)) int add_chain(struct split_driver *vq,
 		desc_store(desc, segments[i].addr, desc_rest(segments[i].len, flags, next));
 		if (!(flags & DESC_F_NEXT))
 			break;
-		vq->slots[at].next = next;
+		vq->next[at] = next;
 		at = next;
 	}
 	stage(vq, head, count, token);
 	return 0;
 }
 
-int split_driver_add(struct vq_driver *half, const struct vq_segment *segments, unsigned readable,
-		     unsigned writable, uint64_t token)
+inline int split_driver_add(struct vq_driver *half, const struct vq_segment *segments,
+			    unsigned readable, unsigned writable, uint64_t token)
 {
 	struct split_driver *vq = driver_of(half);
 	const uint16_t head = free_at(vq, 0);
 
 	/* The balloon's own case, one descriptor where the last one was, without the loops: the
-	 * same checks for one segment. A broken queue shows no free descriptor here. readable <= 1
-	 * is there since the sum may have wrapped. */
+	 * same checks for one segment; an empty one is in no window. A broken queue shows no free
+	 * descriptor here. readable <= 1 is there since the sum may have wrapped. */
 	if (unlikely(readable + writable != 1 || readable > 1 || free_count(vq) == 0 ||
-		     segments->len == 0 ||
-		     !gm_in_window(&vq->window, segments->addr, segments->len)))
+		     !gm_window_holds(&vq->window, segments->addr, segments->len)))
 		return add_chain(vq, segments, readable, writable, token);
 	desc_store(vq->desc + (size_t)DESC_BYTES * head, segments->addr,
 		   desc_rest(segments->len, writable ? DESC_F_WRITE : 0, 0));
@@ -378,35 +376,37 @@ int split_driver_add_indirect(struct vq_driver *half, const struct vq_segment *s
 	return 0;
 }
 
-unsigned split_driver_publish(struct vq_driver *half)
+inline unsigned split_driver_publish(struct vq_driver *half)
 {
 	struct split_driver *vq = driver_of(half);
-	uint64_t staged = vq->added - vq->published;
+	uint64_t added = vq->added;
+	uint64_t staged = added - vq->published;
 
 	if (staged == 0 || vq->half.broken)
 		return 0;
+	vq->published = added;
+	vq->publications++;
 	/* Release: descriptors, tables, payload and ring slots before idx; the device loads idx
 	 * with acquire and then reads them (SPLIT-DRV-27). */
-	le16_store_release(vq->avail + RING_IDX, (uint16_t)vq->added);
-	vq->published = vq->added;
-	vq->publications++;
+	le16_store_release(vq->avail + RING_IDX, (uint16_t)added);
 	return (unsigned)staged;
 }
 
-int split_driver_kick_needed(struct vq_driver *half)
+inline int split_driver_kick_needed(struct vq_driver *half)
 {
 	struct split_driver *vq = driver_of(half);
 	uint64_t old = vq->kick_old;
+	uint64_t now = vq->published;
 	bool wanted;
 
-	if (old == vq->published || vq->half.broken)
+	if (old == now)
 		return 0;
-	vq->kick_old = vq->published;
+	vq->kick_old = now;
 	/* Store of available idx (publish) before load of avail_event or used.flags, else the
 	 * device arms and sleeps while we still see its old wish (SPLIT-DRV-28). */
 	fence_full();
 	if (vq->event_idx) /* flags are ignored: SPLIT-DRV-23; -24, -25 */
-		wanted = event_passed(le16_load(avail_event(vq)), vq->published, old);
+		wanted = event_passed(le16_load(vq->avail_event), now, old);
 	else /* avail_event is ignored: SPLIT-DRV-20; -21, -22 */
 		wanted = !(le16_load(vq->used + RING_FLAGS) & USED_F_NO_NOTIFY);
 	if (wanted)
@@ -418,23 +418,25 @@ int split_driver_kick_needed(struct vq_driver *half)
 
 /* Marks the queue broken; callers come here once, since every path looks at `broken` first. The
  * hot paths need not: without free descriptors and known used entries they end up where it is
- * looked at. */
+ * looked at, and there is no publication left to kick for. */
 static __attribute__((cold)) int driver_break(struct split_driver *vq, enum vq_broken reason)
 {
 	vq->half.broken = reason;
 	vq->free_next = vq->free_end;
 	vq->used_seen = vq->used_next;
+	vq->kick_old = vq->published;
 	return -EIO;
 }
 
-int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32_t *len)
+inline int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32_t *len)
 {
 	struct split_driver *vq = driver_of(half);
+	const uint64_t at = vq->used_next;
 	const uint8_t *entry;
 	struct slot *slot;
 	uint32_t id;
 
-	if (vq->used_next == vq->used_seen) {
+	if (at == vq->used_seen) {
 		uint16_t idx, fresh;
 
 		if (unlikely(vq->half.broken))
@@ -442,15 +444,15 @@ int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32_t *len
 		/* Acquire: used idx before the used entries and before whatever the device wrote
 		 * into the buffers, which it stored before idx (T-20). */
 		idx = le16_load_acquire(vq->used + RING_IDX);
-		fresh = (uint16_t)(idx - (uint16_t)vq->used_next);
+		fresh = (uint16_t)(idx - (uint16_t)at);
 		if (fresh == 0)
 			return 0;
-		if (unlikely(fresh > vq->published - vq->used_next))
+		if (unlikely(at + fresh > vq->published))
 			return driver_break(vq, VQ_BROKEN_USED_IDX);
-		vq->used_seen = vq->used_next + fresh;
+		vq->used_seen = at + fresh;
 	}
 
-	entry = vq->used + RING_ENTRIES + USED_ENTRY * (vq->used_next & vq->mask);
+	entry = vq->used + RING_ENTRIES + USED_ENTRY * (at & vq->mask);
 	id = le32_load(entry + USED_ID);
 	/* One comparison refuses free descriptors, middles of chains (both POSITION_FREE) and
 	 * buffers that are staged but were never shown. */
@@ -459,16 +461,20 @@ int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32_t *len
 
 	slot = &vq->slots[id];
 	slot->position = POSITION_FREE;
-	vq->used_next++;
+	vq->used_next = at + 1;
 	if (token)
 		*token = slot->token;
 	if (len)
 		*len = le32_load(entry + USED_LEN);
 	/* Last, as it reuses `id`. */
-	for (unsigned left = slot->count;; id = vq->slots[id].next) {
+	for (;;) {
+		uint16_t next = vq->next[id];
+
 		vq->free[vq->free_end++ & vq->mask] = (uint16_t)id;
-		if (likely(--left == 0))
+		if (likely(next == CHAIN_END))
 			return 1;
+		vq->next[id] = CHAIN_END;
+		id = next;
 	}
 }
 
@@ -480,7 +486,7 @@ void split_driver_disable_calls(struct vq_driver *half)
 		return;
 	vq->calls_disabled = true;
 	if (vq->event_idx) /* flags must stay 0 (SPLIT-DRV-14) */
-		le16_store(used_event(vq), (uint16_t)(vq->used_next + EVENT_FAR));
+		le16_store(vq->used_event, (uint16_t)(vq->used_next + EVENT_FAR));
 	else
 		le16_store(vq->avail + RING_FLAGS, AVAIL_F_NO_INTERRUPT); /* SPLIT-DRV-13 */
 }
@@ -494,7 +500,7 @@ int split_driver_enable_calls_after(struct vq_driver *half, uint16_t count)
 		count = 1;
 	vq->calls_disabled = false;
 	if (vq->event_idx) /* the slot that completes the count (SPLIT-DRV-15) */
-		le16_store(used_event(vq), (uint16_t)(next + count - 1));
+		le16_store(vq->used_event, (uint16_t)(next + count - 1));
 	else
 		le16_store(vq->avail + RING_FLAGS, 0); /* SPLIT-DRV-12 */
 	if (vq->half.broken)
@@ -533,18 +539,20 @@ void split_driver_counters_get(const struct vq_driver *half, struct vq_driver_co
 struct split_device {
 	struct vq_device half; /* first: the common head */
 
-	bool event_idx;          /* VQ_F_EVENT_IDX was negotiated */
-	bool indirect;           /* VQ_F_INDIRECT_DESC was negotiated */
-	bool kicks_disabled;     /* the last wish was "no kicks" */
-	bool call_always;        /* base was set: what the driver knows is unknown, call once */
-	uint32_t size;           /* descriptors in all */
-	uint32_t mask;           /* size - 1 */
-	uint32_t chain_max;      /* most elements of a chain (SPLIT-DEV-02) */
-	const uint8_t *desc;     /* descriptor table, never written (SPLIT-DEV-06) */
-	const uint8_t *avail;    /* available ring, never written */
-	uint8_t *used;           /* used ring */
-	const struct gm *mem;    /* to check addresses */
-	struct gm_window window; /* last region that held a buffer */
+	bool event_idx;            /* VQ_F_EVENT_IDX was negotiated */
+	bool indirect;             /* VQ_F_INDIRECT_DESC was negotiated */
+	bool kicks_disabled;       /* the last wish was "no kicks" */
+	bool call_always;          /* base was set: what the driver knows is unknown, call once */
+	uint32_t size;             /* descriptors in all */
+	uint32_t mask;             /* size - 1 */
+	uint32_t chain_max;        /* most elements of a chain (SPLIT-DEV-02) */
+	const uint8_t *desc;       /* descriptor table, never written (SPLIT-DEV-06) */
+	const uint8_t *avail;      /* available ring, never written */
+	uint8_t *used;             /* used ring */
+	const uint8_t *used_event; /* event word of the available ring */
+	uint8_t *avail_event;      /* event word of the used ring */
+	const struct gm *mem;      /* to check addresses */
+	struct gm_window window;   /* last region that held a buffer */
 
 	uint64_t avail_next;     /* available entries taken */
 	uint64_t avail_seen;     /* available entries known to be there (cached idx) */
@@ -594,7 +602,6 @@ int split_device_create(struct gm *mem, const struct vq_config *config, struct v
 	vq = vq_alloc(sizeof(*vq) + chain_max * sizeof(vq->segments[0]));
 	if (!vq)
 		return -ENOMEM;
-	vq->half.format = VQ_FORMAT_SPLIT;
 	vq->event_idx = config->features & VQ_F_EVENT_IDX;
 	vq->indirect = config->features & VQ_F_INDIRECT_DESC;
 	vq->size = config->size;
@@ -604,6 +611,8 @@ int split_device_create(struct gm *mem, const struct vq_config *config, struct v
 	vq->desc = gm_at(mem, config->desc_addr, layout.desc_bytes);
 	vq->avail = gm_at(mem, config->driver_addr, layout.driver_bytes);
 	vq->used = gm_at(mem, config->device_addr, layout.device_bytes);
+	vq->used_event = vq->avail + layout.driver_bytes - EVENT_BYTES;
+	vq->avail_event = vq->used + layout.device_bytes - EVENT_BYTES;
 	*out = &vq->half;
 	return 0;
 }
@@ -730,41 +739,41 @@ static struct desc desc_load(const struct split_device *vq, uint32_t at)
 	return decode(le64_load(entry + DESC_ADDR), le64_load(entry + DESC_REST));
 }
 
-/* Walks a chain from its first descriptor: plain ones, then at most one table (SPLIT-DEV-10). */
-static inline enum vq_broken walk_chain(struct split_device *vq, struct walk *walk,
-					struct desc desc)
+/*
+ * Walks a chain from its first descriptor: plain ones, then at most one table (SPLIT-DEV-10).
+ * Fills *out if it returns VQ_OK.
+ */
+static __attribute__((noinline)) enum vq_broken walk_chain(struct split_device *vq,
+							   struct walk *out, struct desc desc)
 {
+	struct walk walk = {0}; /* ours alone, so that a plain chain's stays in registers */
+
 	for (;;) {
 		enum vq_broken reason;
 
 		if (unlikely(desc.flags & DESC_F_INDIRECT)) {
-			/* Copies, so that only they need an address and the walk of a plain chain
-			 * stays in registers. */
-			struct walk copy = *walk;
-			struct desc pointer = desc;
+			struct desc pointer = desc; /* only copies need an address */
 
-			reason = walk_table(vq, &copy, &pointer);
-			*walk = copy;
-			return reason;
+			*out = walk;
+			return walk_table(vq, out, &pointer);
 		}
-		reason = take(vq, walk, &desc);
-		if (unlikely(reason) || !(desc.flags & DESC_F_NEXT))
+		reason = take(vq, &walk, &desc);
+		if (unlikely(reason))
 			return reason;
+		if (!(desc.flags & DESC_F_NEXT))
+			break;
 		if (unlikely(desc.next >= vq->size))
 			return VQ_BROKEN_NEXT;
 		desc = desc_load(vq, desc.next);
 	}
+	*out = walk;
+	return VQ_OK;
 }
 
-/* Any chain, from its first descriptor. 1, or -EIO with the queue broken. */
-static __attribute__((noinline)) int pop_chain(struct split_device *vq, struct vq_chain *chain,
-					       uint16_t head, struct desc first)
+/* The chain that was walked is the caller's. */
+static inline int hand_out(struct split_device *vq, struct vq_chain *chain, uint16_t head,
+			   struct walk walk)
 {
-	struct walk walk = {0};
-	enum vq_broken reason = walk_chain(vq, &walk, first);
-
-	if (reason)
-		return device_break(vq, reason);
 	vq->avail_next++;
 	chain->segments = vq->segments;
 	chain->count = walk.count;
@@ -775,15 +784,15 @@ static __attribute__((noinline)) int pop_chain(struct split_device *vq, struct v
 	return 1;
 }
 
-int split_device_pop(struct vq_device *half, struct vq_chain *chain)
+inline int split_device_pop(struct vq_device *half, struct vq_chain *chain)
 {
 	struct split_device *vq = device_of(half);
+	const uint64_t at = vq->avail_next;
 	struct desc desc;
-	uint8_t *base;
 	uint16_t head;
 	bool writable;
 
-	if (vq->avail_next == vq->avail_seen) {
+	if (at == vq->avail_seen) {
 		uint16_t idx, fresh;
 
 		if (unlikely(vq->half.broken))
@@ -791,37 +800,39 @@ int split_device_pop(struct vq_device *half, struct vq_chain *chain)
 		/* Acquire: available idx before ring slots, descriptors and payload, which the
 		 * driver stored before idx (SPLIT-DRV-27, T-20). */
 		idx = le16_load_acquire(vq->avail + RING_IDX);
-		fresh = (uint16_t)(idx - (uint16_t)vq->avail_next);
+		fresh = (uint16_t)(idx - (uint16_t)at);
 		if (fresh == 0)
 			return 0;
 		/* A head occupies at least one descriptor, so more than N cannot be waiting; it
 		 * also catches an index that went backwards (SPLIT-DRV-11). */
 		if (unlikely(fresh > vq->size))
 			return device_break(vq, VQ_BROKEN_AVAIL_IDX);
-		vq->avail_seen = vq->avail_next + fresh;
+		vq->avail_seen = at + fresh;
 	}
 
-	head = le16_load(vq->avail + RING_ENTRIES + AVAIL_ENTRY * (vq->avail_next & vq->mask));
+	head = le16_load(vq->avail + RING_ENTRIES + AVAIL_ENTRY * (at & vq->mask));
 	if (unlikely(head >= vq->size))
 		return device_break(vq, VQ_BROKEN_HEAD);
-	/* The balloon's own case, one plain descriptor where the last one was, without the walk. */
 	desc = desc_load(vq, head);
-	base = gm_in_window(&vq->window, desc.addr, desc.len);
-	if (unlikely(desc.flags & (DESC_F_NEXT | DESC_F_INDIRECT) || desc.len == 0 || !base))
-		return pop_chain(vq, chain, head, desc);
+	/* The balloon's own case, one plain descriptor where the last one was, needs no walk; an
+	 * empty one is in no window. */
+	if (unlikely(desc.flags & (DESC_F_NEXT | DESC_F_INDIRECT) ||
+		     !gm_window_holds(&vq->window, desc.addr, desc.len))) {
+		struct walk walk;
+		enum vq_broken reason = walk_chain(vq, &walk, desc);
 
+		return unlikely(reason) ? device_break(vq, reason)
+					: hand_out(vq, chain, head, walk);
+	}
 	writable = desc.flags & DESC_F_WRITE;
-	vq->segments[0].base = base;
+	vq->segments[0].base = vq->window.host + (desc.addr - vq->window.guest_addr);
 	vq->segments[0].len = desc.len;
 	vq->segments[0].guest_addr = desc.addr;
-	vq->avail_next++;
-	chain->segments = vq->segments;
-	chain->count = 1;
-	chain->readable = !writable;
-	chain->readable_bytes = writable ? 0 : desc.len;
-	chain->writable_bytes = writable ? desc.len : 0;
-	chain->head = head;
-	return 1;
+	return hand_out(vq, chain, head,
+			(struct walk){.count = 1,
+				      .readable = !writable,
+				      .readable_bytes = writable ? 0 : desc.len,
+				      .writable_bytes = writable ? desc.len : 0});
 }
 
 unsigned split_device_pending(struct vq_device *half)
@@ -834,58 +845,58 @@ unsigned split_device_pending(struct vq_device *half)
 	return fresh <= vq->size ? fresh : 0;
 }
 
-void split_device_push(struct vq_device *half, uint16_t head, uint32_t len)
+inline void split_device_push(struct vq_device *half, uint16_t head, uint32_t len)
 {
 	struct split_device *vq = device_of(half);
-	uint8_t *entry = vq->used + RING_ENTRIES + USED_ENTRY * (vq->used_next & vq->mask);
+	const uint64_t at = vq->used_next;
+	uint8_t *entry = vq->used + RING_ENTRIES + USED_ENTRY * (at & vq->mask);
 
+	vq->used_next = at + 1;
 	le32_store(entry + USED_ID, head);
 	le32_store(entry + USED_LEN, len);
-	vq->used_next++;
 }
 
-unsigned split_device_publish(struct vq_device *half)
+inline unsigned split_device_publish(struct vq_device *half)
 {
 	struct split_device *vq = device_of(half);
-	uint64_t staged = vq->used_next - vq->used_published;
+	uint64_t next = vq->used_next;
+	uint64_t staged = next - vq->used_published;
 
 	if (staged == 0)
 		return 0;
+	vq->used_published = next;
 	/* Release: what was written into the buffers, and id and len of the entries, before
 	 * used idx; the driver loads idx with acquire (SPLIT-DEV-17, SPLIT-DEV-18). */
-	le16_store_release(vq->used + RING_IDX, (uint16_t)vq->used_next);
-	vq->used_published = vq->used_next;
+	le16_store_release(vq->used + RING_IDX, (uint16_t)next);
 	return (unsigned)staged;
 }
 
-int split_device_call_needed(struct vq_device *half)
+inline int split_device_call_needed(struct vq_device *half)
 {
 	struct split_device *vq = device_of(half);
-	const uint8_t *event = vq->avail + RING_ENTRIES + (size_t)AVAIL_ENTRY * vq->size;
 	uint64_t old = vq->call_old;
+	uint64_t now = vq->used_published;
 	bool wanted;
 
-	if (old == vq->used_published)
+	if (old == now)
 		return 0;
-	vq->call_old = vq->used_published;
+	vq->call_old = now;
 	/* Store of used idx (publish) before load of used_event or avail.flags, else the driver
 	 * arms and sleeps while we still see its old wish (T-20). */
 	fence_full();
 	if (vq->event_idx) /* flags are ignored: SPLIT-DEV-14; -15, -16 */
-		wanted = vq->call_always || event_passed(le16_load(event), vq->used_published, old);
+		wanted = event_passed(le16_load(vq->used_event), now, old);
 	else /* used_event is ignored: SPLIT-DEV-11; -12, -13 */
 		wanted = !(le16_load(vq->avail + RING_FLAGS) & AVAIL_F_NO_INTERRUPT);
-	vq->call_always = false;
+	if (unlikely(vq->call_always)) {
+		vq->call_always = false;
+		wanted = wanted || vq->event_idx;
+	}
 	if (wanted)
 		vq->calls++;
 	else
 		vq->calls_suppressed++;
 	return wanted;
-}
-
-static void *device_avail_event(const struct split_device *vq)
-{
-	return vq->used + RING_ENTRIES + (size_t)USED_ENTRY * vq->size;
 }
 
 void split_device_disable_kicks(struct vq_device *half)
@@ -896,7 +907,7 @@ void split_device_disable_kicks(struct vq_device *half)
 		return;
 	vq->kicks_disabled = true;
 	if (vq->event_idx) /* flags must stay 0 (SPLIT-DEV-22) */
-		le16_store(device_avail_event(vq), (uint16_t)(vq->avail_next + EVENT_FAR));
+		le16_store(vq->avail_event, (uint16_t)(vq->avail_next + EVENT_FAR));
 	else
 		le16_store(vq->used + RING_FLAGS, USED_F_NO_NOTIFY); /* SPLIT-DEV-21 */
 }
@@ -908,7 +919,7 @@ int split_device_enable_kicks(struct vq_device *half)
 
 	vq->kicks_disabled = false;
 	if (vq->event_idx)
-		le16_store(device_avail_event(vq), next); /* the next slot (SPLIT-DEV-23) */
+		le16_store(vq->avail_event, next); /* the next slot (SPLIT-DEV-23) */
 	else
 		le16_store(vq->used + RING_FLAGS, 0); /* SPLIT-DEV-20 */
 	if (vq->half.broken)

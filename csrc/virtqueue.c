@@ -1,17 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What both ring formats share, and the way to the right one.
+ * What does not depend on a ring's format, and the way to the format's own code.
  *
- *   vq_driver_add(vq, ..)
- *      struct vq_driver  | format | broken |        vq_half.h
- *                             |
- *                             +-- VQ_FORMAT_SPLIT --> split_driver_add()  split.c
- *                             +-- VQ_FORMAT_PACKED -> (not built in)
+ *   vq_driver_add(vq, ..) ---> split_driver_add()  split.c
  *
- * A queue never changes its format, so the branch on it is always predicted; a
- * table of function pointers would cost an indirect jump for the same. Creation
- * refuses formats that are not built in (vq_config_check), hence the calls
- * below need no error of their own for them.
+ * Creation refuses formats that are not built in (vq_config_check). One is, so no call asks
+ * which format its queue has, and link-time optimisation leaves nothing of the way.
  */
 #include "virtqueue.h"
 
@@ -64,7 +58,9 @@ const char *vq_broken_text(enum vq_broken reason)
 
 int vq_need_event(uint16_t event_idx, uint16_t new_idx, uint16_t old_idx)
 {
-	return need_event(event_idx, new_idx, old_idx);
+	/* Both sides count backwards from the newest entry: its distance to the event against the
+	 * length of the step. Equality of indices would lose batches (T-30). */
+	return (uint16_t)(new_idx - event_idx - 1) < (uint16_t)(new_idx - old_idx);
 }
 
 int vq_layout(uint64_t features, uint32_t size, struct vq_layout *out)
@@ -124,49 +120,40 @@ int vq_driver_create(struct gm *mem, const struct vq_config *config, struct vq_d
 
 void vq_driver_destroy(struct vq_driver *vq)
 {
-	if (vq && vq->format == VQ_FORMAT_SPLIT)
-		split_driver_destroy(vq);
+	split_driver_destroy(vq);
 }
 
 int vq_driver_add(struct vq_driver *vq, const struct vq_segment *segments, unsigned readable,
 		  unsigned writable, uint64_t token)
 {
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		return split_driver_add(vq, segments, readable, writable, token);
-	return -EOPNOTSUPP;
+	return split_driver_add(vq, segments, readable, writable, token);
 }
 
 int vq_driver_add_indirect(struct vq_driver *vq, const struct vq_segment *segments,
 			   unsigned readable, unsigned writable, uint64_t table_addr,
 			   uint64_t token)
 {
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		return split_driver_add_indirect(vq, segments, readable, writable, table_addr,
-						 token);
-	return -EOPNOTSUPP;
+	return split_driver_add_indirect(vq, segments, readable, writable, table_addr, token);
 }
 
 unsigned vq_driver_publish(struct vq_driver *vq)
 {
-	return likely(vq->format == VQ_FORMAT_SPLIT) ? split_driver_publish(vq) : 0;
+	return split_driver_publish(vq);
 }
 
 int vq_driver_kick_needed(struct vq_driver *vq)
 {
-	return likely(vq->format == VQ_FORMAT_SPLIT) ? split_driver_kick_needed(vq) : 0;
+	return split_driver_kick_needed(vq);
 }
 
 int vq_driver_get_used(struct vq_driver *vq, uint64_t *token, uint32_t *len)
 {
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		return split_driver_get_used(vq, token, len);
-	return -EOPNOTSUPP;
+	return split_driver_get_used(vq, token, len);
 }
 
 void vq_driver_disable_calls(struct vq_driver *vq)
 {
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		split_driver_disable_calls(vq);
+	split_driver_disable_calls(vq);
 }
 
 int vq_driver_enable_calls(struct vq_driver *vq)
@@ -176,19 +163,17 @@ int vq_driver_enable_calls(struct vq_driver *vq)
 
 int vq_driver_enable_calls_after(struct vq_driver *vq, uint16_t count)
 {
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		return split_driver_enable_calls_after(vq, count);
-	return 0;
+	return split_driver_enable_calls_after(vq, count);
 }
 
 unsigned vq_driver_outstanding(const struct vq_driver *vq)
 {
-	return likely(vq->format == VQ_FORMAT_SPLIT) ? split_driver_outstanding(vq) : 0;
+	return split_driver_outstanding(vq);
 }
 
 unsigned vq_driver_free(const struct vq_driver *vq)
 {
-	return likely(vq->format == VQ_FORMAT_SPLIT) ? split_driver_free(vq) : 0;
+	return split_driver_free(vq);
 }
 
 enum vq_broken vq_driver_broken(const struct vq_driver *vq)
@@ -199,8 +184,7 @@ enum vq_broken vq_driver_broken(const struct vq_driver *vq)
 void vq_driver_counters_get(const struct vq_driver *vq, struct vq_driver_counters *out)
 {
 	memset(out, 0, sizeof(*out));
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		split_driver_counters_get(vq, out);
+	split_driver_counters_get(vq, out);
 }
 
 /* ---- device half ------------------------------------------------------- */
@@ -214,58 +198,52 @@ int vq_device_create(struct gm *mem, const struct vq_config *config, struct vq_d
 
 void vq_device_destroy(struct vq_device *vq)
 {
-	if (vq && vq->format == VQ_FORMAT_SPLIT)
-		split_device_destroy(vq);
+	split_device_destroy(vq);
 }
 
 void vq_device_set_base(struct vq_device *vq, uint16_t avail_idx, uint16_t used_idx)
 {
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		split_device_set_base(vq, avail_idx, used_idx);
+	split_device_set_base(vq, avail_idx, used_idx);
 }
 
 uint16_t vq_device_avail_base(const struct vq_device *vq)
 {
-	return likely(vq->format == VQ_FORMAT_SPLIT) ? split_device_avail_base(vq) : 0;
+	return split_device_avail_base(vq);
 }
 
 int vq_device_pop(struct vq_device *vq, struct vq_chain *chain)
 {
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		return split_device_pop(vq, chain);
-	return -EOPNOTSUPP;
+	return split_device_pop(vq, chain);
 }
 
 unsigned vq_device_pending(struct vq_device *vq)
 {
-	return likely(vq->format == VQ_FORMAT_SPLIT) ? split_device_pending(vq) : 0;
+	return split_device_pending(vq);
 }
 
 void vq_device_push(struct vq_device *vq, uint16_t head, uint32_t len)
 {
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		split_device_push(vq, head, len);
+	split_device_push(vq, head, len);
 }
 
 unsigned vq_device_publish(struct vq_device *vq)
 {
-	return likely(vq->format == VQ_FORMAT_SPLIT) ? split_device_publish(vq) : 0;
+	return split_device_publish(vq);
 }
 
 int vq_device_call_needed(struct vq_device *vq)
 {
-	return likely(vq->format == VQ_FORMAT_SPLIT) ? split_device_call_needed(vq) : 0;
+	return split_device_call_needed(vq);
 }
 
 void vq_device_disable_kicks(struct vq_device *vq)
 {
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		split_device_disable_kicks(vq);
+	split_device_disable_kicks(vq);
 }
 
 int vq_device_enable_kicks(struct vq_device *vq)
 {
-	return likely(vq->format == VQ_FORMAT_SPLIT) ? split_device_enable_kicks(vq) : 0;
+	return split_device_enable_kicks(vq);
 }
 
 enum vq_broken vq_device_broken(const struct vq_device *vq)
@@ -276,8 +254,7 @@ enum vq_broken vq_device_broken(const struct vq_device *vq)
 void vq_device_counters_get(const struct vq_device *vq, struct vq_device_counters *out)
 {
 	memset(out, 0, sizeof(*out));
-	if (likely(vq->format == VQ_FORMAT_SPLIT))
-		split_device_counters_get(vq, out);
+	split_device_counters_get(vq, out);
 }
 
 int vq_driver_send(struct vq_driver *vq, uint64_t addr, uint32_t len)

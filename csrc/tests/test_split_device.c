@@ -1,5 +1,7 @@
 /* Description: split ring, device half: chains of every shape, every broken rule, its own area only. */
 /* SPDX-License-Identifier: MIT */
+#include <stdbool.h>
+
 #include "chain.h"
 #include "helpers.h"
 
@@ -385,6 +387,35 @@ static void test_empty_elements_are_skipped(void)
 	expect_broken(&r, 4, VQ_BROKEN_LOOP);
 }
 
+/* Single descriptors after the first, which showed where memory is: the way without a walk. */
+static void test_single_descriptors(void)
+{
+	static const unsigned flags[] = {0, 0, T_WRITE, T_WRITE, 0};
+	static const uint32_t lens[] = {4, 8, 16, 0, 0};
+	struct vq_chain chain;
+	struct t_ring r;
+
+	t_ring_make(&r, 8, 0);
+	for (unsigned i = 0; i < T_COUNT(lens); i++) {
+		const bool writable = flags[i] & T_WRITE;
+
+		t_raw_desc(&r, i, T_DATA + i, lens[i], flags[i], 0);
+		t_raw_offer(&r, i);
+		t_equal(1, vq_device_pop(r.device, &chain));
+		t_equal(i, chain.head);
+		t_equal(lens[i] != 0, chain.count); /* an empty element is skipped */
+		t_equal(lens[i] != 0 && !writable, chain.readable);
+		t_equal(writable ? 0 : lens[i], chain.readable_bytes);
+		t_equal(writable ? lens[i] : 0, chain.writable_bytes);
+		if (lens[i]) {
+			t_check(chain.segments[0].base == gm_at(r.mem, T_DATA + i, lens[i]));
+			t_equal(T_DATA + i, chain.segments[0].guest_addr);
+			t_equal(lens[i], chain.segments[0].len);
+		}
+	}
+	t_ring_drop(&r);
+}
+
 static void test_broken_avail_idx(void)
 {
 	static const uint16_t jumps[] = {9, 10, 0x7fff, 0x8000, 0xffff};
@@ -637,6 +668,21 @@ static void test_set_base(void)
 	t_ring_drop(&r);
 }
 
+/* Without EVENT_IDX the driver's flag stands in the ring: it holds for the next device at once. */
+static void test_set_base_without_event_idx(void)
+{
+	struct t_ring r;
+
+	t_ring_make(&r, 4, 0);
+	vq_device_set_base(r.device, 0, 0);
+	vq_driver_disable_calls(r.driver);
+	t_add(&r, 0);
+	vq_driver_publish(r.driver);
+	t_equal(1, t_serve(&r));
+	t_equal(0, vq_device_call_needed(r.device));
+	t_ring_drop(&r);
+}
+
 /* The device half touches no ring memory when it is made. */
 static void test_create_touches_nothing(void)
 {
@@ -694,6 +740,7 @@ static const struct t_test tests[] = {
     T_TEST(test_split_dev_18_written_bytes_come_before_the_index),
     T_TEST(test_split_dev_19_underreporting_is_accepted),
     T_TEST(test_empty_elements_are_skipped),
+    T_TEST(test_single_descriptors),
     T_TEST(test_broken_avail_idx),
     T_TEST(test_avail_idx_ahead_by_the_whole_queue),
     T_TEST(test_broken_head_and_next),
@@ -705,6 +752,7 @@ static const struct t_test tests[] = {
     T_TEST(test_broken_indirect),
     T_TEST(test_unknown_flags_are_ignored),
     T_TEST(test_set_base),
+    T_TEST(test_set_base_without_event_idx),
     T_TEST(test_create_touches_nothing),
     T_TEST(test_popped_chains_outlive_the_fault),
 };

@@ -465,6 +465,11 @@ static void test_add_refuses(void)
 	t_equal(-ENOSPC, vq_driver_add(r.driver, segments_of(3, 1), 3, 0, 0));
 	t_check(memcmp(before, r.desc, sizeof(before)) == 0);
 	t_equal(2, vq_driver_free(r.driver));
+	/* The same for one segment, now that the driver knows where memory is. */
+	t_equal(-EINVAL, vq_driver_add(r.driver, empty + 1, 1, 0, 0));
+	t_equal(-EINVAL, vq_driver_add(r.driver, empty + 1, 0, 1, 0));
+	t_equal(-EFAULT, vq_driver_add(r.driver, outside + 1, 1, 0, 0));
+	t_equal(2, vq_driver_free(r.driver));
 	t_ring_drop(&r);
 }
 
@@ -624,6 +629,20 @@ static void test_broken_by_using_twice(void)
 	t_ring_drop(&r);
 }
 
+/* The smallest queue: what lies behind its only descriptor's state is not state of another. */
+static void test_broken_by_an_id_behind_one_descriptor(void)
+{
+	struct t_ring r;
+
+	t_ring_make(&r, 1, 0);
+	t_add(&r, 0);
+	vq_driver_publish(r.driver);
+	t_raw_use(&r, 1, 0);
+	t_equal(-EIO, vq_driver_get_used(r.driver, NULL, NULL));
+	t_equal(VQ_BROKEN_USED_ID, vq_driver_broken(r.driver));
+	t_ring_drop(&r);
+}
+
 static void test_broken_texts(void)
 {
 	for (int i = 0; i <= VQ_BROKEN_REASONS; i++) {
@@ -667,6 +686,7 @@ static const struct t_test tests[] = {
     T_TEST(test_free_list_is_private),
     T_TEST(test_broken_by_the_device),
     T_TEST(test_broken_by_using_twice),
+    T_TEST(test_broken_by_an_id_behind_one_descriptor),
     T_TEST(test_broken_texts),
     T_TEST(test_destroy_nothing),
 };
