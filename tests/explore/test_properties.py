@@ -15,7 +15,7 @@ from balloonvq.explore import invariants, model
 from balloonvq.explore.live import confirm
 from balloonvq.explore.matrix import VARIANTS, row
 from balloonvq.explore.product import Limits, explore
-from balloonvq.explore.properties import RULES, Property, broken_by, property_named, shown_by, survey
+from balloonvq.explore.properties import RULES, Property, broken_by, judge, property_named, shown_by, survey
 from balloonvq.explore.scenarios import SCENARIOS, Scenario, combination, program, run, scenarios_for
 from balloonvq.explore.verdict import Kind, Outcome
 from balloonvq.explore.world import Program, World
@@ -288,3 +288,12 @@ def test_an_array_keeps_what_was_written_until_it_is_overwritten() -> None:
 
     Execution(World(Program("array", build))).run()
     assert seen == [((), (3, 4)), ((5,), (5, 4))]
+
+
+def test_a_verdict_that_stays_open_says_how_far_it_came() -> None:
+    scenario = SCENARIOS["empty-handed-leaking"]
+    property_ = property_named("oom-page-listed")
+    verdict = judge(program(find("modern"), scenario), property_, Limits(states=100))
+    assert verdict.outcome is Outcome.INCOMPLETE
+    assert verdict.layers > 1
+    assert verdict.estimate is not None

@@ -136,6 +136,10 @@ class Survey:
     """What stopped the search, if it is not complete."""
     states: int
     transitions: int
+    layers: int
+    """As in `Verdict`."""
+    estimate: int | None
+    """As in `Verdict`."""
     seconds: float
     checked: int
     """Operations of real executions that were compared with the learned automata."""
@@ -220,6 +224,8 @@ def _survey(product: Product, limits: Limits) -> Survey:
         why=why,
         states=search.states,
         transitions=search.transitions,
+        layers=len(search.layers),
+        estimate=search.estimate() if why and search.layers else None,
         seconds=time.monotonic() - began,
         checked=checked,
     )
@@ -266,5 +272,7 @@ def judge(program: Program, property_: Property, limits: Limits = Limits()) -> V
         seconds=found.seconds,
         bug=bug,
         why="" if bug is not None else found.why,
+        layers=found.layers,
+        estimate=found.estimate if bug is None else None,
         checked=found.checked,
     )
