@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
 from balloonvq.explore import naive, product
+from balloonvq.explore.local_state import Atom, Reach
 from balloonvq.explore.verdict import Outcome
 from balloonvq.explore.world import Program
 
@@ -124,3 +132,127 @@ def test_a_value_returned_out_of_a_with_statement_is_not_forgotten() -> None:
 
     # Some try the lock, so the unlock after the read is a scheduling point, with the value on the stack.
     assert {end[0][-1] for end in ends(build).ends} == {1, 2}
+
+
+@dataclass(slots=True)
+class Slots:
+    left: int
+
+
+class Inner:
+    def __init__(self) -> None:
+        self.deep = SimpleNamespace(value=1)
+
+
+class Other(Inner):
+    pass
+
+
+class Turns:
+    """What an actor's function reaches, in all ways in which it may change."""
+
+    def __init__(self) -> None:
+        self.flag: Any = 0
+        self.items: list[Any] = [1]
+        self.by_name: dict[str, Any] = {"a": 1}
+        self.seen: set[Any] = {1}
+        self.slots = Slots(1)
+        self.inner = Inner()
+        self.counted = 0
+
+    def turn(self) -> None:
+        """What the actor does."""
+
+
+CHANGES: dict[str, Callable[[Turns], object]] = {
+    "attribute": lambda turns: setattr(turns, "flag", 1),
+    "attribute of another class": lambda turns: setattr(turns, "flag", False),
+    "new attribute": lambda turns: setattr(turns, "other", 0),
+    "deleted attribute": lambda turns: delattr(turns, "flag"),
+    "all attributes": lambda turns: setattr(turns, "__dict__", {}),
+    "class": lambda turns: setattr(turns.inner, "__class__", Other),
+    "item": lambda turns: turns.items.append(2),
+    "item of another class": lambda turns: turns.items.__setitem__(0, True),
+    "key": lambda turns: turns.by_name.__setitem__("b", 1),
+    "value": lambda turns: turns.by_name.__setitem__("a", 2),
+    "member": lambda turns: turns.seen.add(2),
+    "slot": lambda turns: setattr(turns.slots, "left", 0),
+    "deleted slot": lambda turns: delattr(turns.slots, "left"),
+    "deep inside": lambda turns: setattr(turns.inner.deep, "value", 2),
+    "the same object twice": lambda turns: setattr(turns, "flag", turns.items),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_a_function_reaches_is_looked_at_again_when_it_has_changed(change) -> None:
+    numbers: dict[Any, int] = {}
+    turns = Turns()
+    reach = Reach([turns.turn], frozenset(), numbers)
+    before = reach.look()
+    assert reach.look() == before
+    change(turns)
+    assert reach.look() != before
+    # And it is found to be the same as that of another run that came there.
+    other = Turns()
+    change(other)
+    assert Reach([other.turn], frozenset(), numbers).look() == reach.look()
+
+
+def test_what_a_function_reaches_comes_back_to_what_it_was() -> None:
+    turns = Turns()
+    reach = Reach([turns.turn], frozenset({"counted"}), {})
+    before = reach.look()
+    turns.counted += 1
+    assert reach.look() == before
+    turns.items = [1]
+    turns.flag = int("0")
+    assert reach.look() == before
+    turns.items.append(2)
+    assert reach.look() != before
+
+
+def test_variables_of_a_closure_are_reached() -> None:
+    left = 2
+
+    def turn() -> None:
+        nonlocal left
+        left -= 1
+
+    reach = Reach([turn], frozenset(), {})
+    before = reach.look()
+    turn()
+    assert reach.look() != before
+
+
+def test_state_that_only_another_actors_function_shows_is_seen() -> None:
+    class Notifier:
+        def __init__(self) -> None:
+            self.calls = 0
+
+    class Chain(Atom):
+        def __init__(self, notifier: Notifier) -> None:
+            self.notifier = notifier
+
+        def call(self) -> int:
+            self.notifier.calls += 1
+            return self.notifier.calls
+
+    def build(rt) -> None:
+        word, notifier = rt.shared("word"), Notifier()
+        chain = Chain(notifier)
+
+        def allocates() -> None:
+            while word.value < 3:
+                word.value = chain.call()
+                rt.relax()
+
+        def worker() -> None:
+            assert notifier.calls >= 0
+            word.add(0)
+
+        rt.spawn("O", "", allocates)
+        rt.spawn("W", "", worker)
+
+    found = ends(build)
+    assert not found.livelocks
+    assert {end[0][-1] for end in found.ends} == {3}

@@ -23,11 +23,11 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.world import Nondeterminism, World
-from balloonvq.runtime.controlled import Fed, Place
+from balloonvq.runtime.controlled import Fed, Foreseen, Place
 
 __all__ = ["Automaton", "Node", "TooManyLocalStates"]
 
@@ -193,12 +193,32 @@ class Automaton:
         return found
 
     def _rerun(self, node: int) -> Fed:
-        run = Fed(self.world, self.index)
-        self.compare(0, run)
-        for parent, observed in self.history(node):
-            run.feed(observed)
-            self.compare(self.nodes[parent].edges[observed], run)
+        """A run along the history of a node, each operation compared."""
+        path = self.history(node)
+        run = Fed(self.world, self.index, ahead=self._foreseen(path))
+        self._came(run, path, node)
         return run
+
+    def _foreseen(self, path: list[tuple[int, Any]]) -> list[Foreseen]:
+        """What a run does that goes through these (node, observed) pairs."""
+        nodes = self.nodes
+        return [
+            (cast("Operation", nodes[node].operation), nodes[node].place, observed) for node, observed in path
+        ]
+
+    def _came(self, run: Fed, path: list[tuple[int, Any]], node: int) -> None:
+        """Checks that a run that was to go through these pairs has come to a node.
+
+        Raises:
+            Nondeterminism: if not.
+        """
+        if run.ahead:
+            node = path[len(path) - len(run.ahead)][0]
+        try:
+            self.compare(node, run)
+        except Nondeterminism:
+            run.close()
+            raise
 
     def compare(self, node: int, run: Fed) -> None:
         """Checks that a run stands where the automaton says.
@@ -271,15 +291,18 @@ class Automaton:
 
     def _walk(self, run: Fed, node: int, random_: random.Random) -> int:
         """Goes on from a node along known edges, through merged nodes, comparing; the operations compared."""
-        for step in range(WALK_STEPS):
+        path: list[tuple[int, Any]] = []
+        for _ in range(WALK_STEPS):
             edges = self.nodes[node].edges
             if not edges:
-                return step
+                break
             observed = random_.choice(list(edges))
-            run.feed(observed)
+            path.append((node, observed))
             node = edges[observed]
-            self.compare(node, run)
-        return WALK_STEPS
+        if path:
+            run.feed(path[0][1], ahead=self._foreseen(path[1:]))
+            self._came(run, path, node)
+        return len(path)
 
     def close(self) -> None:
         """Ends the live runs."""

@@ -17,9 +17,12 @@ position is the loop variable) or over a variable that holds a list or tuple of 
 from each other. Anything else, an opcode that this file does not know
 included, means no: the actor then has the local state of its history, which is always right.
 
-What is assumed: no state in global variables, and none inside objects of C extensions,
-which cannot be looked into. Merges are checked by running the code along both
+What is assumed: no state in global variables, none in the code of functions, and none inside objects of C
+extensions, which cannot be looked into. Merges are checked by running the code along both
 histories (`balloonvq.explore.automaton`).
+
+Most of what frames show is what the actor's function reaches anyway, and that changes seldom. `Reach` walks it once
+and again when it has changed; frames only point into it.
 """
 
 from __future__ import annotations
@@ -27,11 +30,13 @@ from __future__ import annotations
 import dis
 import functools
 import types
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
+from itertools import repeat
+from operator import is_
 from typing import Any, NamedTuple
 
-__all__ = ["Atom", "fingerprint"]
+__all__ = ["Atom", "Reach", "fingerprint"]
 
 
 class Atom:
@@ -41,7 +46,6 @@ class Atom:
 
 
 _MISSING = object()
-_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 # -- the evaluation stack ----------------------------------------------------------
 
@@ -162,17 +166,17 @@ class _Point(NamedTuple):
 
     code: types.CodeType
     """Kept, so that its id stays its own."""
-    at: int
-    """The instruction itself: the interpreter counts differently once it has specialised a call."""
+    number: int
+    """Of the code and the instruction itself: the interpreter counts differently once it has specialised a call."""
     over: tuple[str, ...] | None
     """What a call at this instruction hides on the stack: None if something unknown, else the names of the variables
     over which the frame iterates."""
     names: tuple[str, ...]
-    """All variables that a frame of this code may have, in the order of the code: that of `f_locals` tells when it
-    was looked at before."""
+    """The variables that a frame of this code may have and that do not only count."""
 
 
-_points: dict[tuple[int, int], _Point] = {}
+_points: dict[tuple[int, int, frozenset[str]], _Point] = {}
+_numbers: dict[tuple[int, int], int] = {}
 
 
 def _instruction(code: types.CodeType, last: int) -> int:
@@ -187,14 +191,19 @@ def _instruction(code: types.CodeType, last: int) -> int:
     return last
 
 
-def _point(code: types.CodeType, last: int, *, own: bool) -> _Point:
-    """What is known of a code that stands in a call at instruction `last`."""
-    known = _points.get((id(code), last))
-    if known is None:
-        at = _instruction(code, last)
-        names = tuple(dict.fromkeys((*code.co_varnames, *code.co_cellvars, *code.co_freevars)))
-        known = _points[id(code), last] = _Point(code, at, None if own else _analysed(code).get(at), names)
-    return known
+def _point(code: types.CodeType, last: int, left_out: frozenset[str], own: frozenset[str]) -> _Point:
+    """What is known of a code that stands in a call at instruction `last`; looked up in `_points` from then on."""
+    at = _instruction(code, last)
+    number = _numbers.setdefault((id(code), at), len(_numbers))
+    if code.co_filename in own:
+        point = _Point(code, number, (), ())
+    else:
+        names = dict.fromkeys((*code.co_varnames, *code.co_cellvars, *code.co_freevars))
+        point = _Point(
+            code, number, _analysed(code).get(at), tuple(name for name in names if name not in left_out)
+        )
+    _points[id(code), last, left_out] = point
+    return point
 
 
 def _distinct(items: object) -> bool:
@@ -218,12 +227,14 @@ class _Walk:
     Objects are numbered in the order in which they are met, so circles end.
     """
 
-    __slots__ = ("found", "left_out", "met")
+    __slots__ = ("found", "left_out", "met", "reach")
 
-    def __init__(self, left_out: frozenset[str]) -> None:
+    def __init__(self, left_out: frozenset[str], reach: Reach | None = None) -> None:
         self.left_out = left_out
         self.met: dict[int, int] = {}
         self.found: list[Hashable] = []
+        #: Told what would have to change for the walk to find something else.
+        self.reach = reach
 
     def add(self, item: Any) -> None:
         """Appends an object and all that it is made of."""
@@ -242,6 +253,120 @@ class _Walk:
                 self.found += (_Walk, before)
 
 
+class Reach:
+    """All objects that functions reach, and what they are made of: by content one number.
+
+    Args:
+        functions: which; they must live as long as this.
+        left_out: as for `fingerprint`.
+        numbers: of the contents that were met before, to be shared by all whose numbers are compared.
+    """
+
+    __slots__ = (
+        "_attributes", "_cells", "_functions", "_items", "_left_out", "_numbers", "_slots", "met", "noticed", "number",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        functions: Sequence[Callable[..., object]],
+        left_out: frozenset[str],
+        numbers: dict[Hashable, int],
+    ) -> None:
+        self._functions = functions
+        self._left_out = left_out
+        self._numbers = numbers
+        #: Whether all that may change is in the lists below.
+        self.noticed = False
+        #: What they are made of, by number.
+        self.number = -1
+        #: The number of each object, by its id.
+        self.met: dict[int, int] = {}
+        # Each with what it was when it was walked.
+        self._attributes: list[tuple[Any, type, dict[str, Any], tuple[str, ...], tuple[Any, ...]]] = []
+        self._slots: list[tuple[Any, type, tuple[str, ...], tuple[Any, ...]]] = []
+        self._items: list[tuple[Any, tuple[Any, ...]]] = []
+        self._cells: list[tuple[types.CellType, Any]] = []
+
+    def look(self) -> int:
+        """The number of what they are made of now."""
+        if not self.noticed or self._changed():
+            self._walk()
+        return self.number
+
+    def known(self) -> bool:
+        """Whether all of them can be told by what they are made of."""
+        self.look()
+        return self.noticed
+
+    def _changed(self) -> bool:
+        try:
+            for cell, value in self._cells:
+                if cell.cell_contents is not value:
+                    return True
+            for item, kind, attributes, names, values in self._attributes:
+                if (
+                    item.__dict__ is not attributes
+                    or type(item) is not kind
+                    or len(attributes) != len(values)
+                    or not all(map(is_, attributes.values(), values))
+                    or not all(map(is_, attributes, names))
+                ):
+                    return True
+            for item, kind, names, values in self._slots:
+                if type(item) is not kind or not all(map(is_, map(getattr, repeat(item), names), values)):
+                    return True
+        except (AttributeError, ValueError):
+            # Something has been deleted.
+            return True
+        return any(
+            len(items) != len(values) or not all(map(is_, items, values)) for items, values in self._items
+        )
+
+    def _walk(self) -> None:
+        self.noticed = True
+        self._attributes.clear()
+        self._slots.clear()
+        self._items.clear()
+        self._cells.clear()
+        walk = _Walk(self._left_out, self)
+        try:
+            for function in self._functions:
+                self._walk_function(walk, function)
+        except BaseException:
+            self.noticed = False
+            raise
+        self.met = walk.met
+        self.number = self._numbers.setdefault(tuple(walk.found), len(self._numbers))
+
+    def _walk_function(self, walk: _Walk, function: Callable[..., object]) -> None:
+        if not isinstance(function, types.FunctionType):
+            walk.add(function)
+            return
+        walk.found.append(id(function.__code__))
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if name not in self._left_out:
+                walk.add(cell)
+
+    def has_attributes(self, item: Any, attributes: dict[str, Any]) -> None:
+        """Remembers the attributes of an object."""
+        self._attributes.append((item, type(item), attributes, tuple(attributes), tuple(attributes.values())))
+
+    def has_slots(self, item: Any, names: tuple[str, ...]) -> None:
+        """Remembers the slots of an object."""
+        values = tuple(getattr(item, name, _MISSING) for name in names)
+        if _MISSING in values:
+            self.noticed = False
+        self._slots.append((item, type(item), names, values))
+
+    def has_items(self, items: Any) -> None:
+        """Remembers what is in a list or set, or what the keys or values of a dict are."""
+        self._items.append((items, tuple(items)))
+
+    def has_content(self, cell: types.CellType, content: Any) -> None:
+        """Remembers what a variable is bound to."""
+        self._cells.append((cell, content))
+
+
 _Adder = Callable[[_Walk, Any], None]
 
 
@@ -250,7 +375,8 @@ def _add_plain(walk: _Walk, item: Any) -> None:
 
 
 def _add_enum(walk: _Walk, item: Enum) -> None:
-    walk.found += (item.__class__, repr(item))
+    # There is one object for each member, and it lives as long as its class.
+    walk.found += (item.__class__, id(item))
 
 
 def _add_atom(walk: _Walk, item: Any) -> None:
@@ -263,18 +389,25 @@ def _add_fixed(walk: _Walk, item: Any) -> None:
 
 def _add_sequence(walk: _Walk, item: Any) -> None:
     walk.found += (item.__class__, len(item))
+    if walk.reach is not None and not isinstance(item, tuple):
+        walk.reach.has_items(item)
     for entry in item:
         walk.add(entry)
 
 
 def _add_dict(walk: _Walk, item: Any) -> None:
     walk.found += (item.__class__, len(item))
+    if walk.reach is not None:
+        walk.reach.has_items(item)
+        walk.reach.has_items(item.values())
     for key, value in item.items():
         walk.add(key)
         walk.add(value)
 
 
 def _add_set(walk: _Walk, item: Any) -> None:
+    if walk.reach is not None:
+        walk.reach.has_items(item)
     kept, texts = walk.found, []
     for entry in item:
         walk.found = []
@@ -300,12 +433,18 @@ def _add_cell(walk: _Walk, item: Any) -> None:
         inside = item.cell_contents
     except ValueError:
         walk.found += (item.__class__, "empty")
+        if walk.reach is not None:
+            walk.reach.noticed = False
     else:
         walk.found += (item.__class__, "full")
+        if walk.reach is not None:
+            walk.reach.has_content(item, inside)
         walk.add(inside)
 
 
 def _add_error(walk: _Walk, item: Any) -> None:
+    if walk.reach is not None:
+        walk.reach.noticed = False
     walk.found += (item.__class__, len(item.args))
     for entry in item.args:
         walk.add(entry)
@@ -313,18 +452,27 @@ def _add_error(walk: _Walk, item: Any) -> None:
 
 def _add_iterator(walk: _Walk, item: Any) -> None:
     # In a variable: each is its own state, so nothing is merged.
+    if walk.reach is not None:
+        walk.reach.noticed = False
     walk.found += (item.__class__, object())
 
 
 def _add_object(walk: _Walk, item: Any) -> None:
-    found, left_out = walk.found, walk.left_out
-    attributes = getattr(item, "__dict__", _NOTHING)
+    found, left_out, reach = walk.found, walk.left_out, walk.reach
+    attributes = getattr(item, "__dict__", None)
+    slots = _slots(item.__class__)
+    if reach is not None:
+        if attributes is not None:
+            reach.has_attributes(item, attributes)
+        if slots and not _frozen(item.__class__):
+            reach.has_slots(item, slots)
     found.append(item.__class__)
-    for name, value in attributes.items():
-        if name not in left_out:
-            found.append(name)
-            walk.add(value)
-    for name in _slots(item.__class__):
+    if attributes:
+        for name, value in attributes.items():
+            if name not in left_out:
+                found.append(name)
+                walk.add(value)
+    for name in slots:
         value = getattr(item, name, _MISSING)
         if value is not _MISSING and name not in left_out:
             found.append(name)
@@ -362,6 +510,13 @@ def _adder(kind: type) -> _Adder:
 
 
 @functools.cache
+def _frozen(kind: type) -> bool:
+    """Whether it is a dataclass whose attributes are not assigned to."""
+    parameters = getattr(kind, "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen)
+
+
+@functools.cache
 def _slots(kind: type) -> tuple[str, ...]:
     """The names of all slots of a class."""
     found: list[str] = []
@@ -372,7 +527,11 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 def fingerprint(
-    frame: types.FrameType | None, end: types.CodeType, own: frozenset[str], left_out: frozenset[str]
+    frame: types.FrameType | None,
+    end: types.CodeType,
+    own: frozenset[str],
+    left_out: frozenset[str],
+    reach: Reach,
 ) -> Hashable:
     """The local state of the code that runs in `frame`, up to the frame that runs `end`.
 
@@ -381,28 +540,38 @@ def fingerprint(
         end: where the actor's own code ends.
         own: files of the runtime: their frames count with their position only.
         left_out: names of local variables and attributes that only count.
+        reach: of the actor's function.
 
     Returns:
         A value to compare, or None where the frames do not show the whole local state.
     """
-    walk = _Walk(left_out)
-    found = walk.found
-    add = walk.add
+    frames = []
     while frame is not None and frame.f_code is not end:
         code = frame.f_code
-        is_own = code.co_filename in own
-        point = _point(code, frame.f_lasti, own=is_own)
-        found += (id(code), point.at)
-        if not is_own:
-            if point.over is None:
-                return None
+        point = _points.get((id(code), frame.f_lasti, left_out)) or _point(code, frame.f_lasti, left_out, own)
+        if point.over is None:
+            return None
+        frames.append((point, frame))
+        frame = frame.f_back
+    walk = _Walk(left_out)
+    found = walk.found
+    found.append(reach.look())
+    walk.met.update(reach.met)
+    add, adders = walk.add, _ADDERS
+    for point, frame in frames:
+        found.append(point.number)
+        if point.names:
             variables = frame.f_locals
-            for name in point.over:
+            for name in point.over or ():
                 if not _distinct(variables.get(name)):
                     return None
             for name in point.names:
-                if name in variables and name not in left_out:
-                    found.append(name)
-                    add(variables[name])
-        frame = frame.f_back
+                value = variables.get(name, _MISSING)
+                kind = value.__class__
+                if adders.get(kind) is _add_plain:
+                    found += (kind, value)
+                elif value is _MISSING:
+                    found.append(value)
+                else:
+                    add(value)
     return tuple(found)

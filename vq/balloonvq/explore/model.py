@@ -246,6 +246,43 @@ def _oom_ends(value: PagesValue) -> tuple[PagesValue, str]:
     return value._replace(oom=None), grade
 
 
+@cache
+def _pages(start: PagesValue) -> SharedObject:
+    """All pages, as they are at the start."""
+    return SharedObject(
+        "pages",
+        start,
+        {
+            "count": lambda value: (value, tuple(map(value.places.count, Place))),
+            "take": _take,
+            "free": _free,
+            "free_any": _free_any,
+            "insert": _insert,
+            "dequeue": _dequeue,
+            "isolate": _isolate,
+            "putback": _putback,
+            "replace": _replace,
+            "inflate": _inflate,
+            "inflate_any": _inflate_any,
+            "deflate": _deflate,
+            "deflate_any": _deflate_any,
+            "write": _write,
+            "check": _check,
+            "oom_begins": _oom_begins,
+            "oom_waits": _oom_waits,
+            "oom_ends": _oom_ends,
+        },
+        reads=frozenset({"count", "check"}),
+        stands_for="pages",
+    )
+
+
+@cache
+def _page_locks(times: int) -> SharedObject:
+    """How often others may still have locked pages."""
+    return SharedObject("page locks of others", times, {"taken": lambda left: (max(0, left - 1), left > 0)})
+
+
 class Pages(Atom):
     """What `PageAllocator` is on the live machine: each method one step."""
 
@@ -259,45 +296,8 @@ class Pages(Atom):
         self._count = free + listed
         self._free = "free_any" if lenient else "free"
         #: How often somebody else may still have locked pages when the list is gone through.
-        self._locked = (
-            runtime.shared_object(
-                SharedObject(
-                    "page locks of others",
-                    locked,
-                    {"taken": lambda left: (max(0, left - 1), left > 0)},
-                )
-            )
-            if locked
-            else None
-        )
-        self.object = runtime.shared_object(
-            SharedObject(
-                "pages",
-                start,
-                {
-                    "count": lambda value: (value, tuple(map(value.places.count, Place))),
-                    "take": _take,
-                    "free": _free,
-                    "free_any": _free_any,
-                    "insert": _insert,
-                    "dequeue": _dequeue,
-                    "isolate": _isolate,
-                    "putback": _putback,
-                    "replace": _replace,
-                    "inflate": _inflate,
-                    "inflate_any": _inflate_any,
-                    "deflate": _deflate,
-                    "deflate_any": _deflate_any,
-                    "write": _write,
-                    "check": _check,
-                    "oom_begins": _oom_begins,
-                    "oom_waits": _oom_waits,
-                    "oom_ends": _oom_ends,
-                },
-                reads=frozenset({"count", "check"}),
-                stands_for="pages",
-            )
-        )
+        self._locked = runtime.shared_object(_page_locks(locked)) if locked else None
+        self.object = runtime.shared_object(_pages(start))
 
     def take(self, count: int, to: Place) -> Page | None:
         del count
@@ -384,25 +384,29 @@ def _append(value: ArrayValue, pfns: tuple[int, ...]) -> tuple[ArrayValue, None]
     return ArrayValue(end, (*value[1][: value[0]], *pfns, *value[1][end:])), None
 
 
+@cache
+def _array(name: str) -> SharedObject:
+    """An empty array."""
+    return SharedObject(
+        name,
+        ArrayValue(0, ()),
+        {
+            "clear": lambda value: (ArrayValue(0, value[1]), None),
+            "append": _append,
+            "read": lambda value: (value, value[1][: value[0]]),
+            "look": lambda value, count: (value, value[1][:count]),
+        },
+        reads=frozenset({"read", "look"}),
+        stands_for="pfn array",
+    )
+
+
 class Array(Atom):
     """A `PfnArray`: an object, since the host reads what is there when it looks."""
 
     def __init__(self, runtime: ControlledRuntime, name: str) -> None:
         self.name = name
-        self.object = runtime.shared_object(
-            SharedObject(
-                name,
-                ArrayValue(0, ()),
-                {
-                    "clear": lambda value: (ArrayValue(0, value[1]), None),
-                    "append": _append,
-                    "read": lambda value: (value, value[1][: value[0]]),
-                    "look": lambda value, count: (value, value[1][:count]),
-                },
-                reads=frozenset({"read", "look"}),
-                stands_for="pfn array",
-            )
-        )
+        self.object = runtime.shared_object(_array(name))
 
     @property
     def address(self) -> Array:
@@ -476,22 +480,26 @@ def _reset(value: _Request) -> tuple[_Request, None]:
     return _IDLE._replace(state="reset"), None
 
 
+@cache
+def _queue(name: str) -> SharedObject:
+    """An idle queue."""
+    return SharedObject(
+        name,
+        _IDLE,
+        {"add": _add, "pop": _pop, "use": _use, "get_buf": _get_buf, "reset": _reset},
+        personal=frozenset({"add", "get_buf"}),
+        idle=frozenset({"pop"}),
+        stands_for="virtqueue",
+    )
+
+
 class Queue(Atom):
     """A virtqueue with room for the one request that there may be."""
 
     def __init__(self, runtime: ControlledRuntime, name: str, call_fd: int) -> None:
         self.name = name
         self.call_fd = call_fd
-        self.object = runtime.shared_object(
-            SharedObject(
-                name,
-                _IDLE,
-                {"add": _add, "pop": _pop, "use": _use, "get_buf": _get_buf, "reset": _reset},
-                personal=frozenset({"add", "get_buf"}),
-                idle=frozenset({"pop"}),
-                stands_for="virtqueue",
-            )
-        )
+        self.object = runtime.shared_object(_queue(name))
 
     def add(self, array: Array, pfns: tuple[int, ...]) -> None:
         self.object.apply("add", array.name, pfns)
@@ -503,21 +511,25 @@ class Queue(Atom):
         return cast("bool", self.object.apply("get_buf"))
 
 
+@cache
+def _hand(name: str) -> SharedObject:
+    """An empty list of private pages."""
+    return SharedObject(
+        name,
+        (),
+        {
+            "add": lambda value, pfns: ((*value, pfns), None),
+            "take_all": lambda value: ((), value),
+        },
+    )
+
+
 class Hand(Atom):
     """A `PageList`."""
 
     def __init__(self, runtime: ControlledRuntime, name: str) -> None:
         self.name = name
-        self.object = runtime.shared_object(
-            SharedObject(
-                name,
-                (),
-                {
-                    "add": lambda value, pfns: ((*value, pfns), None),
-                    "take_all": lambda value: ((), value),
-                },
-            )
-        )
+        self.object = runtime.shared_object(_hand(name))
 
     def add(self, pages: Batch) -> None:
         self.object.apply("add", tuple(pages))
@@ -529,6 +541,22 @@ class Hand(Atom):
 # -- kernel and balloon ------------------------------------------------------------
 
 
+@cache
+def _chain(name: str) -> SharedObject:
+    """Of a chain of callbacks: (registered, callers inside)."""
+    return SharedObject(
+        name,
+        (True, 0),
+        {
+            "enter": lambda value: ((value[0], value[1] + value[0]), value[0]),
+            "leave": lambda value: ((value[0], value[1] - 1), None),
+            "remove": lambda value: ((False, value[1]), None),
+            "drained": lambda value: None if value[1] else (value, None),
+        },
+        blocks=frozenset({"drained"}),
+    )
+
+
 class Chain(Atom):
     """`Notifiers`, with what is registered in an object: teardown takes the driver's callback away."""
 
@@ -536,20 +564,7 @@ class Chain(Atom):
         self.name = name
         self._removable = removable
         self._function: Callable[..., int] | None = None
-        #: (registered, callers inside)
-        self._object = runtime.shared_object(
-            SharedObject(
-                name,
-                (True, 0),
-                {
-                    "enter": lambda value: ((value[0], value[1] + value[0]), value[0]),
-                    "leave": lambda value: ((value[0], value[1] - 1), None),
-                    "remove": lambda value: ((False, value[1]), None),
-                    "drained": lambda value: None if value[1] else (value, None),
-                },
-                blocks=frozenset({"drained"}),
-            )
-        )
+        self._object = runtime.shared_object(_chain(name))
 
     def append(self, function: Callable[..., int]) -> None:
         self._function = function
@@ -720,6 +735,9 @@ class OomMutex(Atom):
 class DesignRuntime(Atom):
     """The runtime that a design sees: its mutexes tell when an OOM call waits."""
 
+    #: As fingerprints know it.
+    name = ""
+
     def __init__(self, runtime: ControlledRuntime, kernel: ModelKernel) -> None:
         self._runtime = runtime
         self._kernel = kernel
@@ -761,6 +779,7 @@ class ModelBalloon(Balloon):
         self.runtime.sleep(OUT_OF_PUFF_NS)
 
 
+@cache
 def _silence() -> SharedObject:
     """Whether a queue's host has stopped for good."""
     return SharedObject(
@@ -825,18 +844,18 @@ class Attributes(Atom):
 @cache
 def _attended(design: type[Design]) -> type[Design]:
     """A design that tells `Attributes` what is done to its attributes."""
+    get, put = object.__getattribute__, object.__setattr__
 
     def read(self: Any, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        own: dict[str, Any] = object.__getattribute__(self, "__dict__")
+        own: dict[str, Any] = get(self, "__dict__")
         if name in own and "attended" in own:
             runtime, attributes = own["attended"]
             attributes.read(runtime, name)
-        return value
+        return get(self, name)
 
     def write(self: Any, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-        attended = self.__dict__.get("attended")
+        put(self, name, value)
+        attended = get(self, "__dict__").get("attended")
         if attended is not None:
             runtime, attributes = attended
             attributes.written(runtime, name)
@@ -846,14 +865,17 @@ def _attended(design: type[Design]) -> type[Design]:
     )
 
 
-def _trying(design: type[Design]) -> set[str]:
+@cache
+def _trying(design: type[Design]) -> frozenset[str]:
     """The functions of a design that call trylock."""
-    return {
-        name
-        for base in design.__mro__
-        for name, value in vars(base).items()
-        if isinstance(value, FunctionType) and "trylock" in value.__code__.co_names
-    }
+    return frozenset(
+        {
+            name
+            for base in design.__mro__
+            for name, value in vars(base).items()
+            if isinstance(value, FunctionType) and "trylock" in value.__code__.co_names
+        }
+    )
 
 
 class Guest:

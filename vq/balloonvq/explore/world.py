@@ -113,6 +113,8 @@ class ObjectSpec(Atom):
     operations: dict[Hashable, Operation] = field(default_factory=dict)
     watched: bool = False
     """An invariant or an actor reads its state: writes to it are scheduling points, unlock and done too."""
+    fixed: tuple[Operation, ...] | None = None
+    """The operations that each build has, in the order in which its runtime wants them; None before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,7 @@ class SharedObject(Atom):
     ) -> None:
         self.name = name
         self.initial = initial
-        self.operations = dict(operations)
+        self.operations = operations
         self.reads = reads
         self.personal = personal
         self.blocks = blocks | idle
@@ -199,6 +201,10 @@ class World(Atom):
         self.start: list[Any] = []
         self.complete = False
         self.spins = False
+        #: What actors' functions reach, by content; see `balloonvq.explore.local_state.Reach`.
+        self.reached: dict[Hashable, int] = {}
+        #: Actors whose functions reach nothing at the start that has no content; None while that is not known.
+        self.known_functions: set[int] | None = None
         self.declare(CLOCK, "clock", "clock", (0, ()))
         self.declare(NOTHING, "nothing", "", None)
 

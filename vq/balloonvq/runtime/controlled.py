@@ -29,7 +29,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, TypeVar, cast
 
@@ -37,7 +37,7 @@ from greenlet import getcurrent, greenlet
 
 from balloonvq.errors import BalloonError, InternalError, InvalidArgument
 from balloonvq.explore import world as model
-from balloonvq.explore.local_state import Atom, fingerprint
+from balloonvq.explore.local_state import Atom, Reach, fingerprint
 from balloonvq.explore.operations import Operation, Raised, Transition
 from balloonvq.explore.world import (
     CLOCK,
@@ -51,7 +51,7 @@ from balloonvq.explore.world import (
 )
 from balloonvq.runtime import Runtime, Stopped, WaitQueue
 
-__all__ = ["Actor", "ControlledRuntime", "Decision", "Execution", "Fed", "LogEntry", "Place"]
+__all__ = ["Actor", "ControlledRuntime", "Decision", "Execution", "Fed", "Foreseen", "LogEntry", "Place"]
 
 T = TypeVar("T")
 
@@ -63,6 +63,8 @@ TICK: Final[Decision] = (-1, 0)
 LogEntry = tuple[int, Operation | None, Any, Any, Any]
 #: file and line of the code that called a primitive.
 Place = tuple[str, int]
+#: An operation that an actor is going to perform, where, and what it is to observe.
+Foreseen = tuple[Operation, Place, Any]
 
 #: Files whose frames are no place in somebody's design.
 _OWN: Final = frozenset({__file__})
@@ -86,6 +88,7 @@ class Actor(Atom):
         "name",
         "pending",
         "plain",
+        "reach",
         "reads",
         "repeats",
         "role",
@@ -115,6 +118,7 @@ class Actor(Atom):
         self.anchor: Hashable = None
         self.turned = False
         self.where: Place = ("?", 0)
+        self.reach: Reach | None = None
 
 
 class ControlledMutex(Atom):
@@ -123,13 +127,17 @@ class ControlledMutex(Atom):
     __slots__ = ("_lock", "_runtime", "_trylock", "_unlock", "name", "spec")
 
     def __init__(self, runtime: ControlledRuntime, spec: ObjectSpec) -> None:
-        world = runtime.world
         self.name = spec.name
         self.spec = spec
         self._runtime = runtime
-        self._lock = world.operation(spec, "lock", model.lock, blocks=True)
-        self._trylock = world.operation(spec, "trylock", model.trylock)
-        self._unlock = world.operation(spec, "unlock", model.unlock)
+        if spec.fixed is None:
+            world = runtime.world
+            spec.fixed = (
+                world.operation(spec, "lock", model.lock, blocks=True),
+                world.operation(spec, "trylock", model.trylock),
+                world.operation(spec, "unlock", model.unlock),
+            )
+        self._lock, self._trylock, self._unlock = spec.fixed
 
     def lock(self) -> None:
         runtime = self._runtime
@@ -228,14 +236,18 @@ class ControlledWaitQueue(Atom):
     __slots__ = ("_enqueue", "_finish", "_runtime", "_schedule", "_wake", "name", "spec")
 
     def __init__(self, runtime: ControlledRuntime, spec: ObjectSpec) -> None:
-        world = runtime.world
         self.name = spec.name
         self.spec = spec
         self._runtime = runtime
-        self._enqueue = world.operation(spec, "enqueue", model.enqueue)
-        self._schedule = world.operation(spec, "schedule", model.schedule, blocks=True, gives_way=True)
-        self._finish = world.operation(spec, "finish", model.finish)
-        self._wake = world.operation(spec, "wake", model.wake)
+        if spec.fixed is None:
+            world = runtime.world
+            spec.fixed = (
+                world.operation(spec, "enqueue", model.enqueue),
+                world.operation(spec, "schedule", model.schedule, blocks=True, gives_way=True),
+                world.operation(spec, "finish", model.finish),
+                world.operation(spec, "wake", model.wake),
+            )
+        self._enqueue, self._schedule, self._finish, self._wake = spec.fixed
 
     def attach(self, fd: int) -> None:
         self._runtime.interrupts.setdefault(fd, []).append(self.wake_all)
@@ -410,27 +422,30 @@ class ControlledRuntime(Atom):
     """
 
     batch = 1
+    #: As fingerprints know it.
+    name = ""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.values: list[Any] = [None, None]
         self.actors: list[Actor] = []
         self.current: Actor | None = None
         self.ended = False
         self.interrupts: dict[int, list[Callable[[], None]]] = {}
         self.failure: BaseException | None = None
         self._main: greenlet = getcurrent()
-        self._objects = 0
-        for index in (CLOCK, NOTHING):
-            self.values[index] = world.objects[index].initial
-        self._objects = 2
         clock, nothing = world.objects[CLOCK], world.objects[NOTHING]
-        self._asleep = world.operation(clock, "asleep", model.asleep, blocks=True, writes=False)
-        self._disarm = world.operation(clock, "disarm", model.disarm)
-        self._relax = world.operation(nothing, "relax", model.relax, writes=False, gives_way=True)
-        self._cpu_relax = world.operation(nothing, "cpu_relax", model.relax, writes=False)
-        self._spins_on = (self._relax, self._cpu_relax)
-        self._now = world.operation(clock, "now", model.read, writes=False)
+        self.values: list[Any] = [clock.initial, nothing.initial]
+        if clock.fixed is None:
+            clock.fixed = (
+                world.operation(clock, "asleep", model.asleep, blocks=True, writes=False),
+                world.operation(clock, "disarm", model.disarm),
+            )
+            self._relax = world.operation(nothing, "relax", model.relax, writes=False, gives_way=True)
+            self._cpu_relax = world.operation(nothing, "cpu_relax", model.relax, writes=False)
+            nothing.fixed = (self._relax, self._cpu_relax)
+            clock.fixed = (*clock.fixed, world.operation(clock, "now", model.read, writes=False))
+        self._asleep, self._disarm, self._now = clock.fixed
+        self._spins_on = self._relax, self._cpu_relax = cast("tuple[Operation, Operation]", nothing.fixed)
         world.program.build(self)
         if not world.complete:
             world.complete = True
@@ -441,14 +456,14 @@ class ControlledRuntime(Atom):
     # -- declarations, for `build` -------------------------------------------
 
     def _declare(self, kind: str, name: str, initial: Hashable) -> ObjectSpec:
+        values = self.values
         try:
-            spec = self.world.declare(self._objects, kind, name, initial)
+            spec = self.world.declare(len(values), kind, name, initial)
         except Nondeterminism as error:
             file, line = place_of(sys._getframe(1))
             error.why += f", at {file}:{line}"
             raise
-        self._objects += 1
-        self.values.append(initial)
+        values.append(initial)
         return spec
 
     def mutex(self, name: str) -> ControlledMutex:
@@ -632,7 +647,18 @@ class ControlledRuntime(Atom):
             except Revised as revised:
                 self.failure = revised
                 raise
-        return fingerprint(sys._getframe(2), _ACTOR_CODE, _OWN, self.world.program.statistics)
+        return self._fingerprint(cast("Actor", self.current), sys._getframe(2))
+
+    def _fingerprint(self, actor: Actor, frame: FrameType) -> Hashable:
+        """The local state of an actor that stands in this frame."""
+        left_out = self.world.program.statistics
+        if actor.reach is None:
+            actor.reach = Reach(self._functions(actor), left_out, self.world.reached)
+        return fingerprint(frame, _ACTOR_CODE, _OWN, left_out, actor.reach)
+
+    def _functions(self, actor: Actor) -> list[Callable[[], object]]:
+        """The functions that reach most of what an actor's code works on: its own."""
+        return [actor.function]
 
     def now_ns(self) -> int:
         if not self.world.bounds.absolute_time:
@@ -688,11 +714,22 @@ def _conforms(runtime: ControlledRuntime) -> Runtime:
     return runtime
 
 
+#: By code and instruction; the code is kept, so that its id stays its own.
+_places: dict[tuple[int, int], tuple[Place, CodeType]] = {}
+
+
 def place_of(frame: FrameType | None) -> Place:
     """The innermost line that is not of this file or a model's."""
-    while frame is not None and frame.f_code.co_filename in BELOW:
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename not in BELOW:
+            known = _places.get((id(code), frame.f_lasti))
+            if known is None:
+                known = ((code.co_filename, frame.f_lineno), code)
+                _places[id(code), frame.f_lasti] = known
+            return known[0]
         frame = frame.f_back
-    return ("?", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+    return ("?", 0)
 
 
 # -- greenlets that are used again ---------------------------------------------------
@@ -1019,11 +1056,15 @@ class Fed(ControlledRuntime):
         world: the world.
         index: which actor.
         anchored: say in `at` what tells the first local state from others.
+        ahead: as for `feed`; the first of them is where the actor begins.
     """
 
-    def __init__(self, world: World, index: int, *, anchored: bool = False) -> None:
-        self._index = index
+    def __init__(
+        self, world: World, index: int, *, anchored: bool = False, ahead: Iterable[Foreseen] = ()
+    ) -> None:
         self._anchored = anchored
+        #: What is still ahead, the next one last.
+        self.ahead: list[Foreseen] = [*ahead][::-1]
         #: (operation, anchor, place) that the actor has stopped at; the operation is None at the end.
         self.at: tuple[Operation | None, Hashable, Place] = (None, None, ("?", 0))
         self._fed: Any = None
@@ -1059,15 +1100,19 @@ class Fed(ControlledRuntime):
             anchor = "turn"
         actor.pending = operation
         frame = sys._getframe(1)
-        if anchor is None and self._anchored:
-            state = fingerprint(frame, _ACTOR_CODE, _OWN, self.world.program.statistics)
-            if state is not None:
-                anchor = (state, tuple(mutex.name for mutex in actor.held))
-        self.at = (operation, anchor, place_of(frame))
-        self._main.switch()
-        if self.ended:
-            raise Stopped
-        observed = self._fed
+        place = place_of(frame)
+        if self.ahead and operation is self.ahead[-1][0] and place == self.ahead[-1][1]:
+            observed = self.ahead.pop()[2]
+        else:
+            if anchor is None and self._anchored and not self.ahead:
+                state = self._fingerprint(actor, frame)
+                if state is not None:
+                    anchor = (state, tuple(mutex.name for mutex in actor.held))
+            self.at = (operation, anchor, place)
+            self._main.switch()
+            if self.ended:
+                raise Stopped
+            observed = self._fed
         if observed.__class__ is Raised:
             raise observed.error
         return observed
@@ -1075,15 +1120,32 @@ class Fed(ControlledRuntime):
     def _local_state(self) -> Hashable:
         return ControlledRuntime._local_state(self) if self._anchored else None
 
-    def feed(self, observed: Any, *, anchored: bool = False) -> None:
+    def _functions(self, actor: Actor) -> list[Callable[[], object]]:
+        """All functions that are known at the start by content: nobody but this actor changes anything here."""
+        world = self.world
+        if world.known_functions is None:
+            world.known_functions = {
+                other.index
+                for other in self.actors
+                if Reach([other.function], world.program.statistics, {}).known()
+            }
+        return [
+            actor.function,
+            *(other.function for other in self.actors if other.index in world.known_functions),
+        ]
+
+    def feed(self, observed: Any, *, anchored: bool = False, ahead: Sequence[Foreseen] = ()) -> None:
         """Lets the actor go on to its next operation.
 
         Args:
             observed: what its operation observes.
             anchored: say in `at` what tells the local state there from others. It is the slow part.
+            ahead: operations that it then performs without stopping. Where it is about to do anything else it
+                stops, and what is left of them stays in `ahead`.
         """
         self._fed = observed
         self._anchored = anchored
+        self.ahead = [*ahead][::-1]
         self._main = getcurrent()
         cast("greenlet", self.actor.running).switch()
         self._check()
