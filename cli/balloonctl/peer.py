@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from balloonctl.sizes import PAGE
+from balloonctl.render.units import PAGE
 from balloonvq.errors import BalloonError, CommandFailed
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from balloonctl.context import Voice
-from balloonctl.sizes import PAGE
+from balloonctl.render.units import PAGE
 
 __all__ = ["Exploring", "exploring", "moving", "rounds", "touching"]
 

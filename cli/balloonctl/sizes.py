@@ -16,13 +16,10 @@ from typing import Any, ClassVar
 import click
 
 from balloonctl.failures import origin
-from balloonctl.render.units import pages, size
+from balloonctl.render.units import PAGE, pages, size
 from balloonvq.errors import InvalidArgument
 
-__all__ = ["DURATION", "PAGE", "REQUEST_PAGES", "Duration", "Size", "SizeType", "parse_size"]
-
-#: Bytes of a balloon page, whatever the guest's page size is.
-PAGE = 4096
+__all__ = ["DURATION", "REQUEST_PAGES", "Duration", "Size", "SizeType", "parse_size"]
 
 #: PFNs that the driver puts into one request.
 REQUEST_PAGES = 256

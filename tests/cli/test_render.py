@@ -53,7 +53,7 @@ def busy() -> FakeMachine:
     return machine
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [40, 80, 120])
 def test_status(width: int, snapshot: Any) -> None:
     assert draw(render_status(to_document(busy().status())), width) == snapshot
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balloonctl.sizes import PAGE, Duration, SizeType, parse_size
+from balloonctl.render.units import PAGE
+from balloonctl.sizes import Duration, SizeType, parse_size
 from balloonvq.errors import InvalidArgument
 
 

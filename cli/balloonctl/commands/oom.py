@@ -10,9 +10,9 @@ from balloonctl.command import command
 from balloonctl.context import App, pass_app
 from balloonctl.failures import Interrupted
 from balloonctl.peer import ask, status_of
-from balloonctl.render.units import count
+from balloonctl.render.units import PAGE, count
 from balloonctl.render.units import size as human
-from balloonctl.sizes import PAGE, Size, SizeType
+from balloonctl.sizes import Size, SizeType
 from balloonvq.errors import Deadlock, InvalidArgument, LostData, RuleBroken
 
 __all__ = ["oom"]

@@ -17,9 +17,9 @@ from balloonctl.command import BalloonCommand, command
 from balloonctl.context import App, pass_app
 from balloonctl.failures import Interrupted
 from balloonctl.peer import deadlock_report, status_of, wait_for_target
-from balloonctl.render.units import pages
+from balloonctl.render.units import PAGE, pages
 from balloonctl.render.units import size as human
-from balloonctl.sizes import DURATION, PAGE, REQUEST_PAGES, Size, SizeType
+from balloonctl.sizes import DURATION, REQUEST_PAGES, Size, SizeType
 from balloonvq.errors import (
     BalloonError,
     Deadlock,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from balloonctl.render.units import duration, size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = ["render_ps", "render_serve", "render_start", "render_stop", "state_text"]
 
@@ -64,6 +64,10 @@ def render_ps(document: Mapping[str, Any]) -> RenderableType:
     machines = document["machines"]
     if not machines:
         return Text("no machine is running")
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for name in ("name", "state", "pid", "design"):
         table.add_column(name, overflow="fold")

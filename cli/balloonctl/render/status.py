@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
 from rich.text import Text
 
+from balloonctl.render.columns import Columns
 from balloonctl.render.machines import state_text
 from balloonctl.render.units import count, duration, pages, size
 
@@ -90,11 +90,13 @@ def _balloon_text(status: Mapping[str, Any]) -> Text:
     return Text(f"✓ {state}" if state == "settled" else state, "green" if state == "settled" else "cyan")
 
 
-def _overview(status: Mapping[str, Any]) -> Table:
+def _overview(status: Mapping[str, Any]) -> Columns:
     """Where the balloon stands."""
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
+    rows: list[tuple[Text, Text]] = []
+
+    def add(name: str, value: Text | str) -> None:
+        rows.append((Text(name), Text(value) if isinstance(value, str) else value))
+
     head = state_text(status["state"])
     details = [
         f"design {status['design']}" if status.get("design") else "",
@@ -102,64 +104,58 @@ def _overview(status: Mapping[str, Any]) -> Table:
         f"up {duration(status['uptime_ns'])}" if "uptime_ns" in status else "",
     ]
     head.append("".join(f", {detail}" for detail in details if detail), "none")
-    grid.add_row("machine", Text.assemble((str(status.get("machine", "?")), "bold"), "  ", head))
+    add("machine", Text.assemble((str(status.get("machine", "?")), "bold"), "  ", head))
     if status.get("trouble"):
-        grid.add_row("trouble", Text(f"✗ {status['trouble']}", "bold red"))
+        add("trouble", Text(f"✗ {status['trouble']}", "bold red"))
     if "balloon" in status:
-        grid.add_row("balloon", _balloon_text(status))
+        add("balloon", _balloon_text(status))
     for name in ("target", "actual"):
         if f"{name}_bytes" in status:
             value = status[f"{name}_bytes"]
-            grid.add_row(name, f"{size(value)}  ({pages(status.get(f'{name}_pages', value // 4096))})")
+            add(name, f"{size(value)}  ({pages(status.get(f'{name}_pages', value // 4096))})")
     if {"ram_bytes", "actual_bytes"} <= status.keys():
         actual = status["actual_bytes"]
         bar = gauge(actual, status.get("target_bytes", actual), status["ram_bytes"], 40)
-        grid.add_row("", bar)
+        add("", bar)
     guest = f"{size(status.get('guest_usable_bytes'))} of {size(status.get('ram_bytes'))} left to it"
     if status.get("guest_free_bytes") is not None:
         guest += f": {size(status['guest_free_bytes'])} free, {size(status['guest_used_bytes'])} used"
-    grid.add_row("guest", guest)
+    add("guest", guest)
     if "returned_acknowledged_bytes" in status:
         backlog = status.get("discard_backlog_bytes")
         owed = f"; {size(backlog)} on their way back" if backlog else ""
-        grid.add_row(
+        add(
             "host",
             f"{size(status['returned_acknowledged_bytes'])} acknowledged, "
             f"{size(status['returned_measured_bytes'])} measured as returned; "
             f"guest memory occupies {size(status['memory_allocated_bytes'])}{owed}",
         )
     if stack := (status.get("stack") or {}).get("peak_bytes"):
-        grid.add_row(
-            "stack", f"{size(stack)} of {size(status['stack']['size_bytes'])} in use on the way to deflation"
-        )
+        add("stack", f"{size(stack)} of {size(status['stack']['size_bytes'])} in use on the way to deflation")
     if "features" in status:
-        grid.add_row("features", " ".join(status["features"]) or "none")
+        add("features", " ".join(status["features"]) or "none")
         memory = f"{status['memory']} memory, " if status.get("memory") else ""
         device = " ".join(status["device_status"])
-        grid.add_row("device", f"{device}; {memory}discard by {status['discard']}")
-    return grid
+        add("device", f"{device}; {memory}discard by {status['discard']}")
+    return Columns(rows, fold=True)
 
 
-def _queues(status: Mapping[str, Any]) -> Table:
+def _queues(status: Mapping[str, Any]) -> Columns:
     """A row a queue: how full, notified and not (suppressed) how often, how long a request takes."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("queue", no_wrap=True)
-    for name in ("size", "depth", "kicks", "supp.", "irqs", "supp.", "p50", "p99", "max"):
-        table.add_column(name, justify="right", no_wrap=True)
+    head = ("queue", "size", "depth", "kicks", "supp.", "irqs", "supp.", "p50", "p99", "max")
+    rows = [[Text(name, "bold") for name in head]]
     for queue in status["queues"]:
         latency = queue.get("latency") or {}
         seen = latency.get("count")
-        table.add_row(
-            queue["name"],
-            count(queue["size"]),
-            count(queue["depth"]),
-            count(queue["kicks"]),
-            count(queue["kicks_suppressed"]),
-            count(queue["interrupts"]),
-            count(queue["interrupts_suppressed"]),
-            *(duration(latency[name]) if seen else "-" for name in ("p50_ns", "p99_ns", "max_ns")),
+        figures = ("size", "depth", "kicks", "kicks_suppressed", "interrupts", "interrupts_suppressed")
+        rows.append(
+            [
+                Text(queue["name"]),
+                *(Text(count(queue[name])) for name in figures),
+                *(Text(duration(latency[name]) if seen else "-") for name in ("p50_ns", "p99_ns", "max_ns")),
+            ]
         )
-    return table
+    return Columns(rows, right=range(1, len(head)))
 
 
 class _Counters:
@@ -172,28 +168,24 @@ class _Counters:
         yield _counters(self._counters, across=3 if options.max_width >= _WIDE else 2)
 
 
-def _counters(counters: Mapping[str, int], across: int) -> Table:
-    """A grid of them."""
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True)
-    for _ in range(across):
-        grid.add_column(no_wrap=True, justify="right")
-        grid.add_column(no_wrap=True)
+def _counters(counters: Mapping[str, int], across: int) -> Columns:
+    """So many of them in a row."""
+    rows: list[list[Text]] = []
     known = {name for _, names in _COUNTERS for name in names}
     families = [*_COUNTERS, ("other", tuple(name for name in counters if name not in known))]
     for family, names in families:
         present = [name for name in names if counters.get(name) is not None]
         for start in range(0, len(present), across):
-            cells: list[RenderableType] = [Text(family, "bold") if start == 0 else ""]
+            cells = [Text(family if start == 0 else "", "bold")]
             for name in present[start : start + across]:
                 bad = family == "broken" and counters[name] != 0
                 number = f"✗ {count(counters[name])}" if bad else count(counters[name])
                 cells += [
                     Text(number, "bold red" if bad else "bold" if counters[name] else "dim"),
-                    _SHORT.get(name, name.replace("_", " ")),
+                    Text(_SHORT.get(name, name.replace("_", " "))),
                 ]
-            grid.add_row(*cells)
-    return grid
+            rows.append(cells)
+    return Columns(rows, right=range(1, 2 * across, 2))
 
 
 def render_status(status: Mapping[str, Any]) -> RenderableType:

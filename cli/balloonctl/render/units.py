@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["count", "duration", "pages", "plural", "rate", "size"]
+__all__ = ["PAGE", "count", "duration", "pages", "plural", "rate", "size"]
+
+#: Bytes of a balloon page, whatever the guest's page size is.
+PAGE = 4096
 
 _PREFIXES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
