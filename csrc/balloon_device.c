@@ -130,6 +130,7 @@ static void locks_init(struct bln_device *dev)
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&dev->delay_over, &attr);
 	pthread_cond_init(&dev->lazy.wake, &attr);
+	pthread_cond_init(&dev->lazy.flushed, &attr);
 	pthread_cond_init(&dev->lazy.changed, &attr);
 	pthread_condattr_destroy(&attr);
 }
@@ -210,6 +211,7 @@ void bln_destroy(struct bln_device *dev)
 	close_event(dev->kicks_fd);
 	bln_lazy_destroy(dev);
 	discard_destroy(dev->discard);
+	pthread_cond_destroy(&dev->lazy.flushed);
 	free(dev->held);
 	pthread_cond_destroy(&dev->lazy.changed);
 	pthread_cond_destroy(&dev->lazy.wake);

@@ -45,7 +45,7 @@
 #define CHUNK_PAGES (4 * BLOCK_PAGES)  /* a deflate waits for no more than one such hole ... */
 #define CHUNK_RUNS  64u                /* ... or this many small ones, and those of one block */
 #define IDLE_NS     5000000ull         /* without a new page: then the rest leaves too */
-#define NAP_BLOCKS  16u                /* whole blocks for which a flusher is woken before that */
+#define NAP_BLOCKS  4u                 /* whole blocks, a chunk, that end its nap before that */
 #define OWED_MAX    (1ull << 30)       /* bytes, unless an option says otherwise */
 #define NS_PER_S    1000000000ull
 #define NONE        UINT64_MAX /* no such block */
@@ -201,6 +201,16 @@ static void await(struct bln_device *dev)
 	dev->lazy.waiters--;
 }
 
+/*
+ * Somebody may have waited in bln_flush(). Not woken by every flight: it would take the other processor,
+ * and each hole would have to interrupt that one.
+ */
+static void tell_flushed(struct bln_lazy *lazy)
+{
+	if (lazy->flush_waiters > 0)
+		pthread_cond_broadcast(&lazy->flushed);
+}
+
 void bln_lazy_owe(struct bln_device *dev, const uint32_t *pfns, size_t n)
 {
 	struct bln_lazy *lazy = &dev->lazy;
@@ -227,6 +237,8 @@ bool bln_lazy_forgive(struct bln_device *dev, uint32_t pfn)
 		left = atomic_get(dev->count.owed_pages);
 		if (left == 0 || left == lazy->owed_max)
 			tell(lazy);
+		if (left == 0)
+			tell_flushed(lazy);
 		return false;
 	}
 	return pfn >= lazy->flying_first && pfn < lazy->flying_end;
@@ -263,11 +275,13 @@ static uint64_t pick(struct bln_device *dev, const uint64_t **map)
 		lazy->cursor = 0;
 		if (lazy->sweeps < lazy->sweeps_wanted) {
 			lazy->sweeps++;
-			tell(lazy);
+			tell_flushed(lazy);
 		}
 		block = next(owed->some, owed->blocks, 0);
-		if (block == NONE)
+		if (block == NONE) {
 			lazy->sweeps = lazy->sweeps_wanted;
+			tell_flushed(lazy);
+		}
 	}
 	return block;
 }
@@ -308,6 +322,8 @@ static void landed(struct bln_device *dev)
 	lazy->flying_end = 0;
 	lazy->landed++;
 	tell(lazy);
+	if (atomic_get(dev->count.owed_pages) == 0)
+		tell_flushed(lazy);
 }
 
 /* Until something is to be done, or it may be. */
@@ -361,6 +377,7 @@ static void off(struct bln_device *dev)
 {
 	dev->lazy.on = false;
 	tell(&dev->lazy);
+	tell_flushed(&dev->lazy);
 	while (dev->lazy.flying > 0)
 		await(dev);
 }
@@ -509,8 +526,11 @@ int bln_flush(struct bln_device *dev)
 		if (sweep > lazy->sweeps_wanted)
 			lazy->sweeps_wanted = sweep;
 		wake(lazy);
-		while (lazy->on && atomic_get(dev->count.owed_pages) > 0 && lazy->sweeps < sweep)
-			await(dev);
+		while (lazy->on && atomic_get(dev->count.owed_pages) > 0 && lazy->sweeps < sweep) {
+			lazy->flush_waiters++;
+			pthread_cond_wait(&lazy->flushed, &dev->pages_lock);
+			lazy->flush_waiters--;
+		}
 	}
 	pthread_mutex_unlock(&dev->pages_lock);
 	return 0;
