@@ -59,8 +59,7 @@ void bln_raise(int fd)
 	} while (rc < 0 && errno == EINTR);
 }
 
-/* Takes back what was raised and not yet read. */
-static void lower(int fd)
+void bln_lower(int fd)
 {
 	uint64_t value;
 	ssize_t rc;
@@ -130,8 +129,8 @@ static void locks_init(struct bln_device *dev)
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&dev->delay_over, &attr);
 	pthread_cond_init(&dev->lazy.wake, &attr);
-	pthread_cond_init(&dev->lazy.flushed, &attr);
 	pthread_cond_init(&dev->lazy.changed, &attr);
+	pthread_cond_init(&dev->lazy.flushed, &attr);
 	pthread_condattr_destroy(&attr);
 }
 
@@ -211,8 +210,8 @@ void bln_destroy(struct bln_device *dev)
 	close_event(dev->kicks_fd);
 	bln_lazy_destroy(dev);
 	discard_destroy(dev->discard);
-	pthread_cond_destroy(&dev->lazy.flushed);
 	free(dev->held);
+	pthread_cond_destroy(&dev->lazy.flushed);
 	pthread_cond_destroy(&dev->lazy.changed);
 	pthread_cond_destroy(&dev->lazy.wake);
 	pthread_cond_destroy(&dev->delay_over);
@@ -287,9 +286,9 @@ static void reset(struct bln_device *dev)
 		q->vq = NULL;
 		q->holding = false; /* dropped and not used (T-14) */
 		q->next = BLN_STEP_POP;
-		lower(q->call_fd);
+		bln_lower(q->call_fd);
 	}
-	lower(dev->config_fd);
+	bln_lower(dev->config_fd);
 
 	/* bln_holds() may be reading: word by word, not memset(). */
 	for (uint64_t i = 0; atomic_get(dev->count.held_pages) > 0 && i <= dev->pages / 64; i++) {
@@ -415,7 +414,9 @@ int bln_config_write(struct bln_device *dev, uint32_t offset, const void *from, 
 		memcpy(&field, bytes, sizeof(field));
 		atomic_set(dev->actual, le32toh(field));
 		atomic_set(dev->actual_writes, dev->actual_writes + 1);
-		bln_raise(dev->actual_fd);
+		if (!dev->actual_told)
+			bln_raise(dev->actual_fd);
+		dev->actual_told = true;
 	}
 	pthread_mutex_unlock(&dev->state);
 	return 0;

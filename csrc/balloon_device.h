@@ -211,9 +211,13 @@ int bln_set_target(struct bln_device *dev, uint32_t pages);
 uint32_t bln_target(const struct bln_device *dev);
 uint32_t bln_actual(const struct bln_device *dev);
 
-/* Number of writes of `actual` so far, and an eventfd raised at each, for waiters on the host side. */
+/*
+ * Number of writes of `actual` so far, and an eventfd for waiters on the host side. The first write after
+ * bln_actual_take() raises it, which returns `actual` and lowers it: one system call a look, and not one a write.
+ */
 uint64_t bln_actual_writes(const struct bln_device *dev);
 int bln_actual_fd(const struct bln_device *dev);
+uint32_t bln_actual_take(struct bln_device *dev);
 
 /* Gives the held statistics buffer back so that the driver refreshes it. 0, -EAGAIN when none is
  * held, -EOPNOTSUPP without the feature. */

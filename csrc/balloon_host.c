@@ -54,6 +54,19 @@ int bln_actual_fd(const struct bln_device *dev)
 	return dev->actual_fd;
 }
 
+uint32_t bln_actual_take(struct bln_device *dev)
+{
+	uint32_t actual;
+
+	pthread_mutex_lock(&dev->state);
+	if (dev->actual_told)
+		bln_lower(dev->actual_fd);
+	dev->actual_told = false;
+	actual = dev->actual;
+	pthread_mutex_unlock(&dev->state);
+	return actual;
+}
+
 /* ---- numbers for the host ----------------------------------------------- */
 
 /* Some twenty loads and no lock: it may be polled as often as one likes. */

@@ -127,7 +127,8 @@ struct bln_device {
 	uint64_t actual_writes; /* writes of `actual`; under state, atomic */
 	int config_fd;          /* configuration change */
 	int kicks_fd;           /* epoll set of all kick eventfds; marks see bln_follow() */
-	int actual_fd;          /* `actual` was written */
+	int actual_fd;          /* `actual` was written ... */
+	bool actual_told;       /* ... and it is raised since; under state */
 	struct bln_stats stats; /* last statistics; under state */
 	enum vq_broken broken;  /* first ring error since reset; under state */
 	unsigned broken_queue;  /* its queue; under state */
@@ -146,8 +147,9 @@ struct bln_device {
 
 /* ---- balloon_device.c --------------------------------------------------- */
 
-/* Adds one to an eventfd. */
+/* Adds one to an eventfd; takes back what was added and not yet read. */
 void bln_raise(int fd);
+void bln_lower(int fd);
 
 /* Raises a configuration change; state is held. */
 void bln_config_changed(struct bln_device *dev);

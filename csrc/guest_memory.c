@@ -396,9 +396,9 @@ int64_t gm_allocated_bytes(const struct gm *mem)
 	return bytes;
 }
 
-int64_t gm_allocated_peak(struct gm *mem)
+/* Raises the peak to `now`; what it is then. */
+static int64_t raise_peak(struct gm *mem, int64_t now)
 {
-	int64_t now = gm_allocated_bytes(mem);
 	int64_t peak = __atomic_load_n(&mem->peak, __ATOMIC_RELAXED);
 
 	/* A statistic that guards nothing: relaxed is enough, but the maximum must not get lost
@@ -407,6 +407,20 @@ int64_t gm_allocated_peak(struct gm *mem)
 							  __ATOMIC_RELAXED, __ATOMIC_RELAXED))
 		;
 	return now > peak ? now : peak;
+}
+
+int64_t gm_allocated_peak(struct gm *mem)
+{
+	return raise_peak(mem, gm_allocated_bytes(mem));
+}
+
+int gm_allocated(struct gm *mem, int64_t *now, int64_t *peak)
+{
+	*now = gm_allocated_bytes(mem);
+	if (*now < 0)
+		return (int)*now;
+	*peak = raise_peak(mem, *now);
+	return 0;
 }
 
 /*

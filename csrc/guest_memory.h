@@ -143,6 +143,9 @@ int64_t gm_allocated_bytes(const struct gm *mem);
  */
 int64_t gm_allocated_peak(struct gm *mem);
 
+/* gm_allocated_bytes() and gm_allocated_peak() by one look. 0, -errno. */
+int gm_allocated(struct gm *mem, int64_t *now, int64_t *peak);
+
 /*
  * Makes [addr, addr+len) resident and dirty without changing its content.
  * Reports a full file system or memory limit as -ENOSPC/-ENOMEM instead of the

@@ -151,6 +151,17 @@ int vq_driver_get_used(struct vq_driver *vq, uint64_t *token, uint32_t *len)
 	return split_driver_get_used(vq, token, len);
 }
 
+int64_t vq_driver_get_buf(struct vq_driver *vq)
+{
+	uint64_t token;
+	const int rc = vq_driver_get_used(vq, &token, NULL);
+
+	if (rc <= 0)
+		return rc;
+	(void)vq_driver_enable_calls(vq);
+	return (int64_t)token;
+}
+
 void vq_driver_disable_calls(struct vq_driver *vq)
 {
 	split_driver_disable_calls(vq);

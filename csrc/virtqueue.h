@@ -167,6 +167,12 @@ int vq_driver_kick_needed(struct vq_driver *vq);
 int vq_driver_get_used(struct vq_driver *vq, uint64_t *token, uint32_t *len);
 
 /*
+ * vq_driver_get_used(), and vq_driver_enable_calls() if it gave one, as the kernel's virtqueue_get_buf()
+ * does. Returns the token, which must be in 1..INT64_MAX, 0 or -EIO.
+ */
+int64_t vq_driver_get_buf(struct vq_driver *vq);
+
+/*
  * vq_driver_disable_calls asks for no notifications (a hint). enable asks for
  * one at the next used buffer, and returns 1 if one is already there, so that
  * the caller drains again instead of sleeping (SPLIT-DRV-29), else 0.

@@ -55,6 +55,7 @@ static void test_t_50_anonymous_memory_is_counted_page_by_page(void)
 {
 	static uint32_t pfns[100];
 	struct gm_region region;
+	int64_t now, peak;
 	struct gm *mem;
 
 	t_equal(-EINVAL, gm_create_anonymous(0, GM_SMALL, &mem));
@@ -76,9 +77,15 @@ static void test_t_50_anonymous_memory_is_counted_page_by_page(void)
 	t_equal(9100 * GM_PAGE_SIZE, gm_allocated_bytes(mem));
 	t_equal(0, gm_verify(mem, pfns, 100, 3, NULL, 0));
 	t_equal(9100 * GM_PAGE_SIZE, gm_allocated_peak(mem));
+	t_equal(0, gm_allocated(mem, &now, &peak));
+	t_equal(9100 * GM_PAGE_SIZE, now);
+	t_equal(9100 * GM_PAGE_SIZE, peak);
 	t_equal(0, madvise(region.host + 8000 * GM_PAGE_SIZE, 9000 * GM_PAGE_SIZE, MADV_DONTNEED));
 	t_equal(100 * GM_PAGE_SIZE, gm_allocated_bytes(mem));
 	t_equal(9100 * GM_PAGE_SIZE, gm_allocated_peak(mem));
+	t_equal(0, gm_allocated(mem, &now, &peak));
+	t_equal(100 * GM_PAGE_SIZE, now);
+	t_equal(9100 * GM_PAGE_SIZE, peak);
 	t_equal(0, gm_guard(mem)); /* nothing to guard */
 	gm_destroy(mem);
 }

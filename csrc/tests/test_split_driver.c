@@ -592,6 +592,7 @@ static void break_driver(enum vq_broken expected, uint32_t id, uint16_t idx)
 	le32_store(t_raw_used_entry(&r, 0), 0);
 	le16_store_release(r.used + 2, 1);
 	t_equal(-EIO, vq_driver_get_used(r.driver, NULL, NULL));
+	t_equal(-EIO, vq_driver_get_buf(r.driver));
 	t_equal(-EIO, vq_driver_add(r.driver, &segment, 1, 0, 0));
 	t_equal(0, vq_driver_publish(r.driver));
 	t_equal(0, vq_driver_kick_needed(r.driver));

@@ -284,6 +284,30 @@ static void test_split_drv_15_already_there(void)
 	t_ring_drop(&r);
 }
 
+static void test_get_buf_asks_for_a_call_at_the_next(void)
+{
+	for (unsigned event = 0; event < 2; event++) {
+		struct t_ring r;
+
+		t_ring_make(&r, 8, event ? VQ_F_EVENT_IDX : 0);
+		for (uint64_t i = 1; i <= 4; i++)
+			t_equal(0, vq_driver_send(r.driver, i * GM_PAGE_SIZE, 4));
+		t_equal(0, vq_driver_get_buf(r.driver));
+		vq_driver_disable_calls(r.driver);
+		use_one(&r);
+		t_equal(GM_PAGE_SIZE, vq_driver_get_buf(r.driver));
+		t_equal(1, use_one(&r));
+		t_equal(1, vq_driver_get_used(r.driver, NULL, NULL));
+		vq_driver_disable_calls(r.driver);
+		t_equal(0, use_one(&r)); /* with EVENT_IDX: since it does not ask anew */
+		t_equal(3 * GM_PAGE_SIZE, vq_driver_get_buf(r.driver));
+		t_equal(1, use_one(&r));
+		t_equal(4 * GM_PAGE_SIZE, vq_driver_get_buf(r.driver));
+		t_equal(0, vq_driver_get_buf(r.driver));
+		t_ring_drop(&r);
+	}
+}
+
 static void test_split_drv_16_spurious_calls(void)
 {
 	for (unsigned event = 0; event < 2; event++) {
@@ -597,6 +621,7 @@ static const struct t_test tests[] = {
     T_TEST(test_split_drv_14_avail_flags_stays_0_with_event_idx),
     T_TEST(test_split_drv_15_call_only_after_the_slot_asked_for),
     T_TEST(test_split_drv_15_already_there),
+    T_TEST(test_get_buf_asks_for_a_call_at_the_next),
     T_TEST(test_split_drv_16_spurious_calls),
     T_TEST(test_split_drv_20_avail_event_ignored_without_event_idx),
     T_TEST(test_split_drv_21_no_kick_when_used_flags_is_1),

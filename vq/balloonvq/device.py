@@ -337,8 +337,12 @@ class BalloonDevice:
 
     @property
     def actual_fd(self) -> int:
-        """Eventfd raised at each write of `actual`."""
+        """Eventfd raised by the first write of `actual` after `take_actual`."""
         return int(lib.bln_actual_fd(self._dev))
+
+    def take_actual(self) -> int:
+        """`actual_pages`; `actual_fd` is raised no more."""
+        return int(lib.bln_actual_take(self._dev))
 
     def flush(self) -> None:
         """Gives memory back that is acknowledged and still owed; returns when that is done."""

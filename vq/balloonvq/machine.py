@@ -418,9 +418,7 @@ class Machine(MachineBase):
             ready = {fd for fd, _ in poller.poll()}
             if self._pump_stop in ready:
                 return
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.device.actual_fd)
-            actual = self.device.actual_pages
+            actual = self.device.take_actual()
             if actual != last:
                 last = actual
                 self._emit("BALLOON_CHANGE", {"actual": self.ram_bytes - actual * PAGE_SIZE})
@@ -507,7 +505,7 @@ class Machine(MachineBase):
 
     def _measured(self) -> tuple[int, int, int]:
         memory = self.memory
-        return memory.size_bytes, memory.allocated_bytes(), memory.allocated_peak_bytes()
+        return (memory.size_bytes, *memory.allocated())
 
     def status(self) -> Status:
         """A snapshot of everything.

@@ -161,6 +161,12 @@ class GuestMemory(Closing):
         """The most that `allocated_bytes` has been."""
         return check(lib.gm_allocated_peak(self._gm), "measure guest memory")
 
+    def allocated(self) -> tuple[int, int]:
+        """`allocated_bytes` and `allocated_peak_bytes` by one look."""
+        now, peak = ffi.new("int64_t *"), ffi.new("int64_t *")
+        check(lib.gm_allocated(self._gm, now, peak), "measure guest memory")
+        return int(now[0]), int(peak[0])
+
     def populate(self, address: int, size_bytes: int) -> None:
         """Makes a range resident and dirty, as a guest does that has used it.
 

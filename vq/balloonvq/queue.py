@@ -132,14 +132,10 @@ class DriverQueue:
         Raises:
             DeviceBroken: if the device wrote nonsense into the used ring.
         """
-        token = ffi.new("uint64_t *")
-        rc = lib.vq_driver_get_used(self._vq, token, ffi.NULL)
-        if rc == 0:
-            return 0
-        if rc < 0:
+        address: int = lib.vq_driver_get_buf(self._vq)
+        if address < 0:
             raise self._broken()
-        lib.vq_driver_enable_calls(self._vq)
-        return int(token[0])
+        return address
 
     def _broken(self) -> DeviceBroken:
         reason = ffi.string(lib.vq_broken_text(lib.vq_driver_broken(self._vq))).decode()

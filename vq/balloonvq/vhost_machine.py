@@ -186,11 +186,10 @@ class VhostMachine(MachineBase):
             if self.device.actual_pages != told:
                 due.append(told_at + EVENT_INTERVAL)
             poller.poll(max(0.0, min(due) - now) * 1000 + 1 if due else None)
-            for descriptor in (self.device.actual_fd, self._wake):
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(descriptor)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
             now = time.monotonic()
-            actual = self.device.actual_pages
+            actual = self.device.take_actual()
             if actual != previous:
                 previous, self._moved_ns = actual, time.monotonic_ns()
                 if actual == self.target_pages:
@@ -227,7 +226,7 @@ class VhostMachine(MachineBase):
     def _measured(self) -> tuple[int, int, int]:
         with self.memory.lock:
             map_ = self.memory.map
-            return map_.size_bytes, map_.allocated_bytes(), map_.allocated_peak_bytes()
+            return (map_.size_bytes, *map_.allocated())
 
     def _trouble_text(self) -> str | None:
         broken = self.device.broken()

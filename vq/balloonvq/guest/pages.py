@@ -109,7 +109,9 @@ class PfnArray:
 
     def append(self, pages: Batch) -> None:
         """Adds the batch's PFNs; the host of an emulated guest is little-endian like its ring."""
-        ffi.memmove(self._host + self._count * PFN_BYTES, pages.pfns, pages.count * PFN_BYTES)
+        # A new pointer costs about as much as the copy, and most arrays are filled by one batch.
+        at = self._host + self._count * PFN_BYTES if self._count else self._host
+        ffi.memmove(at, pages.pfns, pages.count * PFN_BYTES)
         self._count += pages.count
 
     def __len__(self) -> int:
@@ -185,7 +187,9 @@ class PageAllocator:
 
     def list_insert(self, batch: Batch) -> None:
         """Puts private pages at the head of the balloon list."""
-        self._check(lib.pa_list_insert(self._pa, batch.pfns, batch.count), batch, Place.PRIVATE, "listed")
+        rc = lib.pa_list_insert(self._pa, batch.pfns, batch.count)
+        if rc:
+            self._check(rc, batch, Place.PRIVATE, "listed")
 
     def list_dequeue(self, count: int) -> Batch | None:
         """Takes up to `count` pages off the head of the balloon list.

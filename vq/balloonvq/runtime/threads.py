@@ -158,11 +158,12 @@ class ThreadMutex:
     sees the other.
     """
 
-    __slots__ = ("_code", "_lasti", "_owner", "_runtime", "_taken", "_waiters", "name")
+    __slots__ = ("_code", "_lasti", "_local", "_owner", "_runtime", "_taken", "_waiters", "name")
 
     def __init__(self, runtime: ThreadRuntime, name: str) -> None:
         self.name = name
         self._runtime = runtime
+        self._local = runtime._local
         self._taken = threading.Lock()
         self._owner: ThreadTask | None = None
         self._waiters: deque[ThreadTask] = deque()
@@ -192,7 +193,7 @@ class ThreadMutex:
 
     def trylock(self) -> bool:
         task = self._runtime.current()
-        if not self._taken.acquire(blocking=False):
+        if not self._taken.acquire(False):
             return False
         self._own(task, sys._getframe(1))
         return True
@@ -200,15 +201,15 @@ class ThreadMutex:
     def lock(self) -> None:
         frame = sys._getframe(1)
         task = self._runtime.current()
-        if self._taken.acquire(blocking=False):
+        if self._taken.acquire(False):
             self._own(task, frame)
         else:
             self._lock_slow(task, frame)
 
     def __enter__(self) -> None:
         frame = sys._getframe(1)
-        task = self._runtime.current()
-        if not self._taken.acquire(blocking=False):
+        task = self._local.task or self._runtime.current()
+        if not self._taken.acquire(False):
             self._lock_slow(task, frame)
             return
         self._owner = task
@@ -221,7 +222,7 @@ class ThreadMutex:
         with runtime._guard:
             runtime._check_stop()
             self._waiters.append(task)
-            if self._taken.acquire(blocking=False):
+            if self._taken.acquire(False):
                 self._waiters.remove(task)
                 self._own(task, frame)
                 return
@@ -276,7 +277,7 @@ class ThreadMutex:
         """Gives the free mutex to the longest waiter, unless somebody was quicker."""
         runtime = self._runtime
         with runtime._guard:
-            if self._waiters and not runtime.stopping and self._taken.acquire(blocking=False):
+            if self._waiters and not runtime.stopping and self._taken.acquire(False):
                 heir = self._waiters.popleft()
                 self._owner = heir
                 heir.held.append(self)
@@ -287,7 +288,15 @@ class ThreadMutex:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self.unlock()
+        task = self._local.task
+        if task is None or self._owner is not task:
+            self.unlock()
+            return
+        task.held.remove(self)
+        self._owner = None
+        self._taken.release()
+        if self._waiters:
+            self._hand_over()
 
 
 class ThreadShared:
@@ -505,6 +514,12 @@ class ThreadWork:
                 self._at_rest.wake_all()
 
 
+class _Local(threading.local):
+    """What a thread is in this runtime."""
+
+    task: ThreadTask | None = None
+
+
 class _Sleeper:
     """A task's place in the order of virtual deadlines."""
 
@@ -543,7 +558,7 @@ class ThreadRuntime:
         on_still: Callable[[], None] | None = None,
     ) -> None:
         self._guard = threading.Lock()
-        self._local = threading.local()
+        self._local = _Local()
         self._tasks: list[ThreadTask] = []
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopped = threading.Event()
@@ -569,10 +584,10 @@ class ThreadRuntime:
         Raises:
             InternalError: if the calling thread is no task; see `adopted`.
         """
-        task = getattr(self._local, "task", None)
+        task = self._local.task
         if task is None:
             raise InternalError(f"thread {threading.current_thread().name} is no task of this runtime")
-        return task  # type: ignore[no-any-return]
+        return task
 
     def _new_task(self, name: str, role: str) -> ThreadTask:
         """A task that counts as running."""
@@ -628,7 +643,7 @@ class ThreadRuntime:
         Raises:
             Stopped: if the runtime has been stopped.
         """
-        task = getattr(self._local, "task", None)
+        task = self._local.task
         if task is not None:
             yield task
             return
