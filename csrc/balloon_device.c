@@ -130,7 +130,6 @@ static void locks_init(struct bln_device *dev)
 	pthread_cond_init(&dev->delay_over, &attr);
 	pthread_cond_init(&dev->lazy.wake, &attr);
 	pthread_cond_init(&dev->lazy.changed, &attr);
-	pthread_cond_init(&dev->lazy.flushed, &attr);
 	pthread_condattr_destroy(&attr);
 }
 
@@ -211,7 +210,6 @@ void bln_destroy(struct bln_device *dev)
 	bln_lazy_destroy(dev);
 	discard_destroy(dev->discard);
 	free(dev->held);
-	pthread_cond_destroy(&dev->lazy.flushed);
 	pthread_cond_destroy(&dev->lazy.changed);
 	pthread_cond_destroy(&dev->lazy.wake);
 	pthread_cond_destroy(&dev->delay_over);

@@ -241,10 +241,12 @@ int bln_holds(struct bln_device *dev, uint64_t pfn);
 enum vq_broken bln_broken(struct bln_device *dev, unsigned *queue);
 
 /*
- * Gives all memory back now that is owed when this is called, and waits until that is done.
+ * Gives all memory back that is owed when this is called: the caller does the work.
  * Returns 0; also early, if the worker, a queue or the device is stopped or reset meanwhile.
+ * bln_flush_cpu_ns: processor time of all such calls so far.
  */
 int bln_flush(struct bln_device *dev);
+uint64_t bln_flush_cpu_ns(const struct bln_device *dev);
 
 /* Replaces / reads the injected faults. */
 void bln_set_faults(struct bln_device *dev, const struct bln_faults *faults);

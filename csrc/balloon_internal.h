@@ -92,14 +92,14 @@ struct bln_lazy {
 	uint64_t sweeps;        /* wanted sweeps that are over */
 	uint64_t sweeps_wanted; /* by bln_flush(); never less */
 	unsigned waiters;       /* for `changed` */
-	unsigned flush_waiters; /* for `flushed` */
+	unsigned flushing;      /* threads in bln_flush(), which give back in the flusher's place */
+	uint64_t flush_ns;      /* their processor time; atomic */
 	enum bln_sleep sleep;   /* what the flusher does */
 	bool possible;          /* by method and memory */
 	bool running;           /* the thread is there; changes under control too */
 	bool on;                /* pages may become owed and be taken; changes under control too */
 	pthread_cond_t wake;    /* to the flusher */
 	pthread_cond_t changed; /* from the flusher and others: less is owed, or a flight landed */
-	pthread_cond_t flushed; /* likewise: nothing is owed, a sweep ended, or none goes on */
 	pthread_t thread;       /* the flusher; of whoever starts and stops the worker */
 	clockid_t clock;        /* its processor time; likewise */
 };

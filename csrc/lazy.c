@@ -26,6 +26,8 @@
  *
  * Too much owed: the device thread waits before it acknowledges, until there is room.
  *
+ * Who asks for all, in bln_flush(), takes chunks itself, in the flusher's place.
+ *
  * The flusher rests while `on` is false: no worker, a queue stopped, reset, other features. Who makes
  * it false waits for the chunk in flight, so no hole comes after a reset, a stopped queue,
  * an exchange of the memory or a stopped worker. What is owed then stays so, but for a reset,
@@ -55,6 +57,15 @@ static uint64_t now_ns(void)
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
+/* Processor time of the calling thread. */
+static uint64_t cpu_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
 	return (uint64_t)t.tv_sec * NS_PER_S + (uint64_t)t.tv_nsec;
 }
 
@@ -201,16 +212,6 @@ static void await(struct bln_device *dev)
 	dev->lazy.waiters--;
 }
 
-/*
- * Somebody may have waited in bln_flush(). Not woken by every flight: it would take the other processor,
- * and each hole would have to interrupt that one.
- */
-static void tell_flushed(struct bln_lazy *lazy)
-{
-	if (lazy->flush_waiters > 0)
-		pthread_cond_broadcast(&lazy->flushed);
-}
-
 void bln_lazy_owe(struct bln_device *dev, const uint32_t *pfns, size_t n)
 {
 	struct bln_lazy *lazy = &dev->lazy;
@@ -237,8 +238,6 @@ bool bln_lazy_forgive(struct bln_device *dev, uint32_t pfn)
 		left = atomic_get(dev->count.owed_pages);
 		if (left == 0 || left == lazy->owed_max)
 			tell(lazy);
-		if (left == 0)
-			tell_flushed(lazy);
 		return false;
 	}
 	return pfn >= lazy->flying_first && pfn < lazy->flying_end;
@@ -275,12 +274,12 @@ static uint64_t pick(struct bln_device *dev, const uint64_t **map)
 		lazy->cursor = 0;
 		if (lazy->sweeps < lazy->sweeps_wanted) {
 			lazy->sweeps++;
-			tell_flushed(lazy);
+			tell(lazy);
 		}
 		block = next(owed->some, owed->blocks, 0);
 		if (block == NONE) {
 			lazy->sweeps = lazy->sweeps_wanted;
-			tell_flushed(lazy);
+			tell(lazy);
 		}
 	}
 	return block;
@@ -322,8 +321,6 @@ static void landed(struct bln_device *dev)
 	lazy->flying_end = 0;
 	lazy->landed++;
 	tell(lazy);
-	if (atomic_get(dev->count.owed_pages) == 0)
-		tell_flushed(lazy);
 }
 
 /* Until something is to be done, or it may be. */
@@ -334,7 +331,7 @@ static void rest(struct bln_device *dev)
 	const struct timespec t = {.tv_sec = (time_t)(end / NS_PER_S),
 				   .tv_nsec = (long)(end % NS_PER_S)};
 
-	if (lazy->on && atomic_get(dev->count.owed_pages) > 0) {
+	if (lazy->on && lazy->flushing == 0 && atomic_get(dev->count.owed_pages) > 0) {
 		lazy->sleep = BLN_NAPPING;
 		pthread_cond_timedwait(&lazy->wake, &dev->pages_lock, &t);
 	} else {
@@ -344,28 +341,34 @@ static void rest(struct bln_device *dev)
 	lazy->sleep = BLN_AWAKE;
 }
 
+/* One flight: nothing else is in the air. False if there was nothing to take. */
+static bool fly(struct bln_device *dev)
+{
+	uint32_t pfns[CHUNK_PAGES];
+	const size_t n = take(dev, pfns);
+
+	if (n == 0)
+		return false;
+	/*
+	 * The lock orders the holes: taken before them by whoever made the pages owed, taken
+	 * after them by whoever lets the guest have one of these pages again.
+	 */
+	pthread_mutex_unlock(&dev->pages_lock);
+	/* Refusals are counted by the discarder. */
+	(void)discard_pages(dev->lazy.discard, pfns, n);
+	pthread_mutex_lock(&dev->pages_lock);
+	landed(dev);
+	return true;
+}
+
 static void *run(void *arg)
 {
 	struct bln_device *dev = arg;
-	uint32_t pfns[CHUNK_PAGES];
 
 	pthread_mutex_lock(&dev->pages_lock);
 	while (dev->lazy.running) {
-		const size_t n = dev->lazy.on ? take(dev, pfns) : 0;
-
-		if (n == 0) {
+		if (!dev->lazy.on || dev->lazy.flushing > 0 || !fly(dev))
 			rest(dev);
-			continue;
-		}
-		/*
-		 * The lock orders the holes: taken before them by whoever made the pages owed, taken
-		 * after them by whoever lets the guest have one of these pages again.
-		 */
-		pthread_mutex_unlock(&dev->pages_lock);
-		/* Refusals are counted by the discarder. */
-		(void)discard_pages(dev->lazy.discard, pfns, n);
-		pthread_mutex_lock(&dev->pages_lock);
-		landed(dev);
 	}
 	pthread_mutex_unlock(&dev->pages_lock);
 	return NULL;
@@ -377,7 +380,6 @@ static void off(struct bln_device *dev)
 {
 	dev->lazy.on = false;
 	tell(&dev->lazy);
-	tell_flushed(&dev->lazy);
 	while (dev->lazy.flying > 0)
 		await(dev);
 }
@@ -509,8 +511,13 @@ void bln_lazy_stop(struct bln_device *dev)
 
 /* ---- for the host -------------------------------------------------------- */
 
+/*
+ * The caller works itself and the flusher rests meanwhile: it would otherwise only wait, and pages are
+ * freed for less where they were last used, which is more often on the caller's processor.
+ */
 int bln_flush(struct bln_device *dev)
 {
+	const uint64_t started = cpu_ns();
 	struct bln_lazy *lazy = &dev->lazy;
 	uint64_t sweep;
 
@@ -525,13 +532,23 @@ int bln_flush(struct bln_device *dev)
 		}
 		if (sweep > lazy->sweeps_wanted)
 			lazy->sweeps_wanted = sweep;
-		wake(lazy);
+		lazy->flushing++;
 		while (lazy->on && atomic_get(dev->count.owed_pages) > 0 && lazy->sweeps < sweep) {
-			lazy->flush_waiters++;
-			pthread_cond_wait(&lazy->flushed, &dev->pages_lock);
-			lazy->flush_waiters--;
+			if (lazy->flying > 0)
+				await(dev);
+			else
+				(void)fly(dev);
 		}
+		lazy->flushing--;
+		if (lazy->on && atomic_get(dev->count.owed_pages) > 0)
+			wake(lazy);
 	}
 	pthread_mutex_unlock(&dev->pages_lock);
+	atomic_add(lazy->flush_ns, cpu_ns() - started);
 	return 0;
+}
+
+uint64_t bln_flush_cpu_ns(const struct bln_device *dev)
+{
+	return atomic_get(dev->lazy.flush_ns);
 }

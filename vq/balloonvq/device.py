@@ -310,8 +310,10 @@ class BalloonDevice:
 
     @property
     def cpu_ns(self) -> int:
-        """Processor time of the device's threads."""
-        return int(lib.bln_worker_cpu_ns(self._worker)) if self._worker else 0
+        """Processor time of the device: its threads, and calls of `flush`."""
+        if not self._worker:
+            return 0
+        return int(lib.bln_worker_cpu_ns(self._worker) + lib.bln_flush_cpu_ns(self._dev))
 
     def set_target(self, pages: int) -> None:
         """Writes num_pages and raises a configuration change.
@@ -345,7 +347,7 @@ class BalloonDevice:
         return int(lib.bln_actual_take(self._dev))
 
     def flush(self) -> None:
-        """Gives memory back that is acknowledged and still owed; returns when that is done."""
+        """Gives memory back that is acknowledged and still owed: the calling thread does that."""
         check(lib.bln_flush(self._dev), "give memory back")
 
     def request_stats(self) -> bool:
