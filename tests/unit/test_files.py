@@ -69,3 +69,20 @@ def test_a_full_device_is_an_error_and_stays_a_device() -> None:
     with pytest.raises(OSError, match="No space"):
         write()
     assert stat.S_ISCHR(full.stat().st_mode)
+
+
+def test_a_pipe_without_a_name_of_its_own_is_written_to() -> None:
+    reader, writer = os.pipe()
+    with written_whole(Path(f"/dev/fd/{writer}")) as file:
+        file.write(b"report")
+    assert os.read(reader, 100) == b"report"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_link_to_itself_is_an_error_of_the_system(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(link)
+    with pytest.raises(OSError, match="link"), written_whole(link):
+        pass
+    assert list(tmp_path.iterdir()) == [link]

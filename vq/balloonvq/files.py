@@ -21,15 +21,16 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: if it cannot be written.
     """
-    target = path.resolve()
     try:
-        mode = target.stat().st_mode
+        mode = path.stat().st_mode
     except FileNotFoundError:
         mode = None
     if mode is not None and not stat.S_ISREG(mode):
-        with target.open("wb") as file:
+        # By its own name: /dev/stdout may lead to a pipe, which has no other.
+        with path.open("wb") as file:
             yield file
         return
+    target = path.resolve()
     partial = target.with_name(f".{target.name}-{os.urandom(4).hex()}")
     try:
         with partial.open("xb") as file:
