@@ -139,6 +139,29 @@ class Slots:
     left: int
 
 
+@dataclass(frozen=True)
+class Frozen:
+    name: str = ""
+
+
+class Thawed(Frozen):
+    """What its own slot is bound to may change."""
+
+    __slots__ = ("left",)
+
+    left: int
+
+
+class Private:
+    __slots__ = ("__left",)
+
+    def __init__(self) -> None:
+        self.__left = 1
+
+    def count(self) -> None:
+        self.__left -= 1
+
+
 class Inner:
     def __init__(self) -> None:
         self.deep = SimpleNamespace(value=1)
@@ -157,6 +180,9 @@ class Turns:
         self.by_name: dict[str, Any] = {"a": 1}
         self.seen: set[Any] = {1}
         self.slots = Slots(1)
+        self.thawed = Thawed()
+        self.thawed.left = 1
+        self.private = Private()
         self.inner = Inner()
         self.counted = 0
 
@@ -178,6 +204,8 @@ CHANGES: dict[str, Callable[[Turns], object]] = {
     "member": lambda turns: turns.seen.add(2),
     "slot": lambda turns: setattr(turns.slots, "left", 0),
     "deleted slot": lambda turns: delattr(turns.slots, "left"),
+    "slot of a class derived from a frozen one": lambda turns: setattr(turns.thawed, "left", 0),
+    "private slot": lambda turns: turns.private.count(),
     "deep inside": lambda turns: setattr(turns.inner.deep, "value", 2),
     "the same object twice": lambda turns: setattr(turns, "flag", turns.items),
 }

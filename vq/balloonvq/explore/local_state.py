@@ -511,18 +511,21 @@ def _adder(kind: type) -> _Adder:
 
 @functools.cache
 def _frozen(kind: type) -> bool:
-    """Whether it is a dataclass whose attributes are not assigned to."""
-    parameters = getattr(kind, "__dataclass_params__", None)
+    """Whether it is a dataclass whose attributes are not assigned to; those of a class derived from one may be."""
+    parameters = kind.__dict__.get("__dataclass_params__")
     return parameters is not None and bool(parameters.frozen)
 
 
 @functools.cache
 def _slots(kind: type) -> tuple[str, ...]:
-    """The names of all slots of a class."""
+    """The names of all slots of a class, private ones as the class stores them."""
     found: list[str] = []
     for base in kind.__mro__:
         names = base.__dict__.get("__slots__", ())
-        found.extend((names,) if isinstance(names, str) else names)
+        prefix = f"_{base.__name__.lstrip('_')}"
+        for name in (names,) if isinstance(names, str) else names:
+            private = name.startswith("__") and not name.endswith("__") and prefix != "_"
+            found.append(prefix + name if private else name)
     return tuple(found)
 
 
