@@ -86,7 +86,7 @@ struct explore_cursor {
 	uint32_t end;       /* and of the first one that is none of its business */
 	uint32_t begin;     /* explore_layer(): where the layer begins; `next` of the first call */
 	uint32_t layer_end; /* and where it ends */
-	uint32_t part;      /* explore_layer(): part that it is at; 0 in the first call */
+	uint32_t part;      /* of explore_layer() or explore_components(); 0 in the first call */
 	uint32_t fresh;     /* explore_layer(): the first state that no invariant was asked about */
 	uint32_t table;     /* EXPLORE_MISSING: which */
 	uint32_t state;     /* EXPLORE_MISSING, EXPLORE_JUDGE: index */
@@ -243,10 +243,13 @@ int explore_find_circular(struct explore *x, const uint32_t *shifts, const uint3
 int explore_graph(struct explore *x, struct explore_cursor *at, uint32_t budget);
 
 /*
- * Strongly connected components, with at least one step, of the graph on these n states (NULL: all).
- * explore_component() names one of them, until the next call. Returns their number.
+ * Strongly connected components, with at least one step, of the graph on these n states (NULL: all). The
+ * cursor is all 0 before the first call. explore_component() names one of explore_component_count(), until
+ * the next search for components.
  */
-int64_t explore_components(struct explore *x, const uint32_t *states, uint32_t n);
+int explore_components(struct explore *x, const uint32_t *states, uint32_t n,
+		       struct explore_cursor *at, uint32_t budget);
+uint32_t explore_component_count(const struct explore *x);
 uint32_t explore_component(const struct explore *x, uint32_t number, const uint32_t **states);
 
 /*

@@ -16,6 +16,8 @@ void explore_circles_free(struct explore *x)
 	free(x->edges_end.at);
 	free(x->members.at);
 	free(x->members_end.at);
+	free(x->path.at);
+	free(x->open.at);
 	free(x->order);
 	free(x->low);
 	free(x->component);
@@ -281,18 +283,6 @@ uint32_t explore_circular_steps(const struct explore *x, uint32_t index,
 
 /* ---- Tarjan ---------------------------------------------------------------- */
 
-/* A state on the way from the root, and the edge that it goes on with. */
-struct frame {
-	size_t edge;
-	uint32_t state;
-};
-
-struct tarjan {
-	EXPLORE_LIST(struct frame) path;
-	EXPLORE_LIST(uint32_t) open; /* states whose component is not known yet */
-	uint32_t met;                /* numbers given */
-};
-
 #define CLOSED UINT32_MAX /* of `low`: the component is known */
 
 /* Room for Tarjan's numbers of each state. */
@@ -316,14 +306,15 @@ static int make_room(struct explore *x)
 	return 0;
 }
 
-static int enter(struct explore *x, struct tarjan *t, uint32_t state)
+static int enter(struct explore *x, uint32_t state)
 {
-	if (EXPLORE_RESERVE(&t->path, t->path.count + 1) ||
-	    EXPLORE_RESERVE(&t->open, t->open.count + 1))
+	if (EXPLORE_RESERVE(&x->path, x->path.count + 1) ||
+	    EXPLORE_RESERVE(&x->open, x->open.count + 1))
 		return -ENOMEM;
-	t->path.at[t->path.count++] = (struct frame){.state = state, .edge = edges_begin(x, state)};
-	t->open.at[t->open.count++] = state;
-	x->order[state] = x->low[state] = ++t->met;
+	x->path.at[x->path.count++] =
+	    (struct explore_frame){.state = state, .edge = edges_begin(x, state)};
+	x->open.at[x->open.count++] = state;
+	x->order[state] = x->low[state] = ++x->met;
 	return 0;
 }
 
@@ -337,15 +328,15 @@ static bool steps_to_itself(const struct explore *x, uint32_t state)
 }
 
 /* Takes the component of a state, its root, off the open ones, and notes it if it has a step. */
-static int close_component(struct explore *x, struct tarjan *t, uint32_t root)
+static int close_component(struct explore *x, uint32_t root)
 {
-	const bool noted = t->open.at[t->open.count - 1] != root || steps_to_itself(x, root);
+	const bool noted = x->open.at[x->open.count - 1] != root || steps_to_itself(x, root);
 	uint32_t state;
 
 	if (noted)
 		x->components++;
 	do {
-		state = t->open.at[--t->open.count];
+		state = x->open.at[--x->open.count];
 		x->low[state] = CLOSED;
 		x->component[state] = noted ? x->components : 0;
 		if (noted) {
@@ -362,48 +353,43 @@ static int close_component(struct explore *x, struct tarjan *t, uint32_t root)
 	return 0;
 }
 
-/* All components that the root leads to and that are not known yet. */
-static int search(struct explore *x, struct tarjan *t, uint32_t root)
+/* Goes on from the state at the end of the path, which leads there from a root: one edge, or back. */
+static int advance(struct explore *x)
 {
-	int rc = enter(x, t, root);
+	struct explore_frame *frame = &x->path.at[x->path.count - 1];
+	const uint32_t state = frame->state;
 
-	while (!rc && t->path.count) {
-		struct frame *frame = &t->path.at[t->path.count - 1];
-		const uint32_t state = frame->state;
+	if (frame->edge < x->edges_end.at[state]) {
+		const uint32_t target = x->edges.at[frame->edge++].state;
 
-		if (frame->edge < x->edges_end.at[state]) {
-			const uint32_t target = x->edges.at[frame->edge++].state;
-
-			if (x->taking_part[target] != x->runs)
-				continue;
-			if (!x->order[target])
-				rc = enter(x, t, target);
-			else if (x->low[target] != CLOSED && x->order[target] < x->low[state])
-				x->low[state] = x->order[target];
-			continue;
-		}
-		t->path.count--;
-		if (t->path.count) {
-			const uint32_t parent = t->path.at[t->path.count - 1].state;
-
-			if (x->low[state] < x->low[parent])
-				x->low[parent] = x->low[state];
-		}
-		if (x->low[state] == x->order[state])
-			rc = close_component(x, t, state);
+		if (x->taking_part[target] != x->runs)
+			return 0;
+		if (!x->order[target])
+			return enter(x, target);
+		if (x->low[target] != CLOSED && x->order[target] < x->low[state])
+			x->low[state] = x->order[target];
+		return 0;
 	}
-	return rc;
+	x->path.count--;
+	if (x->path.count) {
+		const uint32_t parent = x->path.at[x->path.count - 1].state;
+
+		if (x->low[state] < x->low[parent])
+			x->low[parent] = x->low[state];
+	}
+	return x->low[state] == x->order[state] ? close_component(x, state) : 0;
 }
 
-int64_t explore_components(struct explore *x, const uint32_t *states, uint32_t n)
+/* Only these states take part, and none has been met. */
+static int begin_components(struct explore *x, const uint32_t *states, uint32_t count)
 {
-	struct tarjan t = {0};
-	const uint32_t count = states ? n : (uint32_t)x->edges_end.count;
-	int rc = make_room(x);
+	const int rc = make_room(x);
 
 	if (rc)
 		return rc;
 	x->members.count = x->members_end.count = 0;
+	x->path.count = x->open.count = 0;
+	x->met = 0;
 	x->runs++;
 	for (uint32_t i = 0; i < count; i++) {
 		const uint32_t state = states ? states[i] : i;
@@ -413,15 +399,36 @@ int64_t explore_components(struct explore *x, const uint32_t *states, uint32_t n
 		x->taking_part[state] = x->runs;
 		x->order[state] = 0;
 	}
-	for (uint32_t i = 0; !rc && i < count; i++) {
-		const uint32_t state = states ? states[i] : i;
+	return 0;
+}
 
-		if (!x->order[state])
-			rc = search(x, &t, state);
+int explore_components(struct explore *x, const uint32_t *states, uint32_t n,
+		       struct explore_cursor *at, uint32_t budget)
+{
+	const uint32_t count = states ? n : (uint32_t)x->edges_end.count;
+	int rc = at->part ? 0 : begin_components(x, states, count);
+
+	if (!rc)
+		at->part = 1;
+	while (!rc && (x->path.count || at->next < count)) {
+		if (!budget--)
+			return EXPLORE_MORE;
+		if (x->path.count) {
+			rc = advance(x);
+		} else {
+			const uint32_t root = states ? states[at->next] : at->next;
+
+			at->next++;
+			if (!x->order[root])
+				rc = enter(x, root);
+		}
 	}
-	free(t.path.at);
-	free(t.open.at);
-	return rc ? rc : (int64_t)x->members_end.count;
+	return rc;
+}
+
+uint32_t explore_component_count(const struct explore *x)
+{
+	return (uint32_t)x->members_end.count;
 }
 
 uint32_t explore_component(const struct explore *x, uint32_t number, const uint32_t **states)

@@ -101,6 +101,12 @@ struct explore_choice {
 	uint32_t outcome; /* its difference */
 };
 
+/* A state on the way from the root of a search for components, and the edge that it goes on with. */
+struct explore_frame {
+	size_t edge;
+	uint32_t state;
+};
+
 struct explore {
 	struct explore_layout layout;
 	struct explore_field clock, running;
@@ -152,6 +158,9 @@ struct explore {
 	size_t graph_room;     /* states for which there are the four above */
 	uint32_t runs;         /* of explore_components() */
 	uint32_t components;   /* numbers given so far */
+	EXPLORE_LIST(struct explore_frame) path;
+	EXPLORE_LIST(uint32_t) open; /* states whose component is not known yet */
+	uint32_t met;                /* Tarjan's numbers given in this run */
 };
 
 /* Room for n items of `size` bytes where the pointer at `at` points; *room is how many there is

@@ -321,7 +321,7 @@ static void test_components(void)
 	const uint32_t *states;
 	uint64_t able[3], moved = 0;
 	struct explore *x;
-	int rc;
+	int calls, rc;
 
 	t_equal(0, explore_create(&one, &shift, &width, &x));
 	for (uint64_t node = 0; node < 5; node++) {
@@ -350,7 +350,13 @@ static void test_components(void)
 	at = (struct explore_cursor){.end = 5};
 	t_equal(EXPLORE_MORE, explore_graph(x, &at, 2));
 	t_equal(EXPLORE_DONE, explore_graph(x, &at, BUDGET));
-	t_equal(1, explore_components(x, NULL, 0));
+	at = (struct explore_cursor){0};
+	for (calls = 1; (rc = explore_components(x, NULL, 0, &at, 3)) == EXPLORE_MORE; calls++)
+		;
+	t_equal(EXPLORE_DONE, rc);
+	/* 5 roots, 3 steps of circles, and back from 5 states, 3 at a time. */
+	t_equal((5 + 3 + 5 + 2) / 3, calls);
+	t_equal(1, explore_component_count(x));
 	t_equal(3, explore_component(x, 0, &states));
 	for (unsigned i = 0; i < 3; i++) {
 		const uint64_t node = *explore_state(x, states[i]);
@@ -363,9 +369,14 @@ static void test_components(void)
 	t_equal(EXPLORE_DONE, explore_fairness(x, states, able, &moved, &at, BUDGET));
 	t_equal(1, moved);
 	t_equal(1, able[0] & able[1] & able[2]);
-	t_equal(0, explore_components(x, (uint32_t[]){0, 1, 2}, 3));
-	t_equal(-EINVAL, explore_components(x, (uint32_t[]){5}, 1));
-	t_equal(0, explore_components(x, (uint32_t[]){1}, 0));
+	at = (struct explore_cursor){0};
+	t_equal(EXPLORE_DONE, explore_components(x, (uint32_t[]){0, 1, 2}, 3, &at, BUDGET));
+	t_equal(0, explore_component_count(x));
+	at = (struct explore_cursor){0};
+	t_equal(-EINVAL, explore_components(x, (uint32_t[]){5}, 1, &at, BUDGET));
+	at = (struct explore_cursor){0};
+	t_equal(EXPLORE_DONE, explore_components(x, (uint32_t[]){1}, 0, &at, BUDGET));
+	t_equal(0, explore_component_count(x));
 	explore_destroy(x);
 }
 

@@ -242,14 +242,13 @@ class Kernel:
 
     def components(self, states: Iterable[int] | None = None) -> list[list[int]]:
         """Strongly connected components of the graph on these states, or on all; see ``explore_components``."""
-        chosen = None if states is None else ffi.new("uint32_t[]", list(states))
-        count = lib.explore_components(
-            self.handle, ffi.NULL if chosen is None else chosen, 0 if chosen is None else len(chosen)
-        )
+        chosen = ffi.NULL if states is None else ffi.new("uint32_t[]", list(states))
+        number = 0 if states is None else len(chosen)
+        self.walk(lib.explore_components, chosen, number, begin=0, end=0, answer=lambda *_: None)
         out = ffi.new("uint32_t const **")
         return [
             ffi.unpack(out[0], size)
-            for number in range(self.check(count))
+            for number in range(lib.explore_component_count(self.handle))
             if (size := lib.explore_component(self.handle, number, out))
         ]
 
