@@ -497,3 +497,15 @@ def test_numbers_that_cannot_be_are_refused() -> None:
     kernel.add(0, 0, [1])
     with pytest.raises(BalloonError):
         kernel.add(0, 4, [1])
+
+
+def test_too_many_actors_are_named() -> None:
+    actors = [(2 * actor, 2) for actor in range(lib.EXPLORE_ACTORS_MAX + 1)]
+
+    def kernel(count: int) -> Kernel:
+        fields = Fields(actors[:count], (2 * count, 2), 2 * count + 2)
+        return Kernel(fields, idle=0, one_cpu=False, explore_time=False)
+
+    kernel(len(actors) - 1).close()
+    with pytest.raises(BalloonError, match="63 actors"):
+        kernel(len(actors))

@@ -58,10 +58,19 @@ class Kernel:
         idle: the clock's number when no timer runs.
         one_cpu: as in `balloonvq.explore.world.Bounds`.
         explore_time: the same.
+
+    Raises:
+        BalloonError: for too many actors, or when memory ends.
     """
 
     def __init__(self, fields: Fields, *, idle: int, one_cpu: bool, explore_time: bool) -> None:
         count = len(fields.actors)
+        if count > lib.EXPLORE_ACTORS_MAX:
+            raise BalloonError(
+                f"the explorer cannot take {count} actors",
+                why=f"it takes at most {lib.EXPLORE_ACTORS_MAX}",
+                hint="explore a scenario with fewer actors",
+            )
         #: Bits of a state.
         self.bits = fields.bits + (count.bit_length() if one_cpu else 0)
         self._words = -(-self.bits // 64)
