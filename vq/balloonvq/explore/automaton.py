@@ -21,7 +21,7 @@ sample of all edges, and compares operation by operation. A difference raises
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.world import Nondeterminism, World
 from balloonvq.runtime.controlled import Fed, Foreseen, Place
 
-__all__ = ["Automaton", "Node", "TooManyLocalStates"]
+__all__ = ["Automaton", "Node", "TooManyLocalStates", "verify"]
 
 #: Local states of one actor beyond which a scenario is too big.
 NODES_MAX = 200_000
@@ -37,11 +37,11 @@ NODES_MAX = 200_000
 #: Live runs of an actor that are kept for going on from.
 RUNS_MAX = 8
 
-#: Live runs of an actor that came to a merged node and are kept for `Automaton.verify`.
+#: Live runs of an actor that came to a merged node and are kept for `verify`.
 SECONDS_MAX = 32
 
 
-#: Operations that `Automaton.verify` goes on for.
+#: Operations that `verify` goes on for.
 WALK_STEPS = 24
 
 
@@ -192,10 +192,14 @@ class Automaton:
         found.reverse()
         return found
 
-    def _rerun(self, node: int) -> Fed:
-        """A run along the history of a node, each operation compared."""
+    def _rerun(self, node: int, run: Fed | None = None) -> Fed:
+        """A run along the history of a node, each operation compared; in the objects of a closed run, or new ones."""
         path = self.history(node)
-        run = Fed(self.world, self.index, ahead=self._foreseen(path))
+        ahead = self._foreseen(path)
+        if run is None:
+            run = Fed(self.world, self.index, ahead=ahead)
+        else:
+            run.begin(self.index, ahead)
         self._came(run, path, node)
         return run
 
@@ -262,17 +266,12 @@ class Automaton:
 
     # -- checking ------------------------------------------------------------
 
-    def verify(self, seed: int = 0, samples: int = 4) -> int:
-        """Compares the real code with what was learned; returns how many operations were compared.
-
-        Args:
-            seed: of the choices.
-            samples: edges to which the code is run from the start.
+    def verify_merged(self, random_: random.Random) -> int:
+        """Goes on with the runs that came to a merged node; the operations compared.
 
         Raises:
             Nondeterminism: at the first difference.
         """
-        random_ = random.Random(seed)
         compared = 0
         while self._seconds:
             node, run = self._seconds.pop()
@@ -280,14 +279,24 @@ class Automaton:
                 compared += self._walk(run, node, random_)
             finally:
                 run.close()
-        for _ in range(samples):
-            node = random_.randrange(len(self.nodes))
-            run = self._rerun(node)
-            try:
-                compared += self.nodes[node].depth + self._walk(run, node, random_)
-            finally:
-                run.close()
         return compared
+
+    def verify_from_start(self, random_: random.Random, run: Fed | None) -> tuple[int, Fed]:
+        """Runs the code to any node and on from there; (operations compared, the run, closed).
+
+        Args:
+            random_: chooses.
+            run: a closed one, in whose objects this actor is to run; None for new ones.
+
+        Raises:
+            Nondeterminism: at the first difference.
+        """
+        node = random_.randrange(len(self.nodes))
+        run = self._rerun(node, run)
+        try:
+            return self.nodes[node].depth + self._walk(run, node, random_), run
+        finally:
+            run.close()
 
     def _walk(self, run: Fed, node: int, random_: random.Random) -> int:
         """Goes on from a node along known edges, through merged nodes, comparing; the operations compared."""
@@ -310,3 +319,28 @@ class Automaton:
             run.close()
         self._runs.clear()
         self._seconds.clear()
+
+
+def verify(automata: Sequence[Automaton], seed: int = 0, samples: int = 4) -> int:
+    """Compares the real code with what was learned; returns how many operations were compared.
+
+    The runs from the start are those of all actors by turns in the same objects, so that one that
+    reaches in secret what another has changed shows as well.
+
+    Args:
+        automata: of all actors.
+        seed: of the choices.
+        samples: edges of each automaton to which the code is run from the start.
+
+    Raises:
+        Nondeterminism: at the first difference.
+    """
+    choices = [random.Random(seed) for _ in automata]
+    compared = sum(map(Automaton.verify_merged, automata, choices))
+    for sample in range(samples):
+        run = None
+        for turn in range(len(automata)):
+            index = (sample + turn) % len(automata)
+            found, run = automata[index].verify_from_start(choices[index], run)
+            compared += found
+    return compared

@@ -232,16 +232,18 @@ class _Walk:
     def __init__(self, left_out: frozenset[str], reach: Reach | None = None) -> None:
         self.left_out = left_out
         self.met: dict[int, int] = {}
-        self.found: list[Hashable] = []
+        self.found: list[Any] = []
         #: Told what would have to change for the walk to find something else.
         self.reach = reach
 
     def add(self, item: Any) -> None:
         """Appends an object and all that it is made of."""
-        kind = item.__class__
+        kind = type(item)
         add = _ADDERS.get(kind) or _adder(kind)
         if add is _add_plain:
             self.found += (kind, item)
+        elif add is _add_atom:
+            self.found += (kind, getattr(item, "name", ""))
         elif add in _WHOLE:
             add(self, item)
         else:
@@ -371,24 +373,24 @@ _Adder = Callable[[_Walk, Any], None]
 
 
 def _add_plain(walk: _Walk, item: Any) -> None:
-    walk.found += (item.__class__, item)
+    walk.found += (type(item), item)
 
 
 def _add_enum(walk: _Walk, item: Enum) -> None:
     # There is one object for each member, and it lives as long as its class.
-    walk.found += (item.__class__, id(item))
+    walk.found += (type(item), id(item))
 
 
 def _add_atom(walk: _Walk, item: Any) -> None:
-    walk.found += (item.__class__, getattr(item, "name", ""))
+    walk.found += (type(item), getattr(item, "name", ""))
 
 
 def _add_fixed(walk: _Walk, item: Any) -> None:
-    walk.found += (item.__class__, id(item))
+    walk.found += (type(item), id(item))
 
 
 def _add_sequence(walk: _Walk, item: Any) -> None:
-    walk.found += (item.__class__, len(item))
+    walk.found += (type(item), len(item))
     if walk.reach is not None and not isinstance(item, tuple):
         walk.reach.has_items(item)
     for entry in item:
@@ -396,7 +398,7 @@ def _add_sequence(walk: _Walk, item: Any) -> None:
 
 
 def _add_dict(walk: _Walk, item: Any) -> None:
-    walk.found += (item.__class__, len(item))
+    walk.found += (type(item), len(item))
     if walk.reach is not None:
         walk.reach.has_items(item)
         walk.reach.has_items(item.values())
@@ -414,16 +416,16 @@ def _add_set(walk: _Walk, item: Any) -> None:
         walk.add(entry)
         texts.append(repr(walk.found))
     walk.found = kept
-    kept += (item.__class__, len(texts), *sorted(texts))
+    kept += (type(item), len(texts), *sorted(texts))
 
 
 def _add_method(walk: _Walk, item: Any) -> None:
-    walk.found += (item.__class__, id(item.__func__.__code__))
+    walk.found += (type(item), id(item.__func__.__code__))
     walk.add(item.__self__)
 
 
 def _add_function(walk: _Walk, item: Any) -> None:
-    walk.found += (item.__class__, id(item.__code__))
+    walk.found += (type(item), id(item.__code__))
     for cell in item.__closure__ or ():
         walk.add(cell)
 
@@ -432,11 +434,11 @@ def _add_cell(walk: _Walk, item: Any) -> None:
     try:
         inside = item.cell_contents
     except ValueError:
-        walk.found += (item.__class__, "empty")
+        walk.found += (type(item), "empty")
         if walk.reach is not None:
             walk.reach.noticed = False
     else:
-        walk.found += (item.__class__, "full")
+        walk.found += (type(item), "full")
         if walk.reach is not None:
             walk.reach.has_content(item, inside)
         walk.add(inside)
@@ -445,7 +447,7 @@ def _add_cell(walk: _Walk, item: Any) -> None:
 def _add_error(walk: _Walk, item: Any) -> None:
     if walk.reach is not None:
         walk.reach.noticed = False
-    walk.found += (item.__class__, len(item.args))
+    walk.found += (type(item), len(item.args))
     for entry in item.args:
         walk.add(entry)
 
@@ -454,19 +456,19 @@ def _add_iterator(walk: _Walk, item: Any) -> None:
     # In a variable: each is its own state, so nothing is merged.
     if walk.reach is not None:
         walk.reach.noticed = False
-    walk.found += (item.__class__, object())
+    walk.found += (type(item), object())
 
 
 def _add_object(walk: _Walk, item: Any) -> None:
     found, left_out, reach = walk.found, walk.left_out, walk.reach
     attributes = getattr(item, "__dict__", None)
-    slots = _slots(item.__class__)
+    slots = _slots(type(item))
     if reach is not None:
         if attributes is not None:
             reach.has_attributes(item, attributes)
-        if slots and not _frozen(item.__class__):
+        if slots and not _frozen(type(item)):
             reach.has_slots(item, slots)
-    found.append(item.__class__)
+    found.append(type(item))
     if attributes:
         for name, value in attributes.items():
             if name not in left_out:
@@ -559,7 +561,7 @@ def fingerprint(
     walk = _Walk(left_out)
     found = walk.found
     found.append(reach.look())
-    walk.met.update(reach.met)
+    walk.met = reach.met.copy()
     add, adders = walk.add, _ADDERS
     for point, frame in frames:
         found.append(point.number)
@@ -570,9 +572,12 @@ def fingerprint(
                     return None
             for name in point.names:
                 value = variables.get(name, _MISSING)
-                kind = value.__class__
-                if adders.get(kind) is _add_plain:
+                kind = type(value)
+                how = adders.get(kind)
+                if how is _add_plain:
                     found += (kind, value)
+                elif how is _add_atom:
+                    found += (kind, getattr(value, "name", ""))
                 elif value is _MISSING:
                     found.append(value)
                 else:

@@ -43,7 +43,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from balloonvq.explore.automaton import Automaton, TooManyLocalStates
+from balloonvq.explore.automaton import Automaton, TooManyLocalStates, verify
 from balloonvq.explore.kernel import Event, Fields, Kernel
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
@@ -1303,7 +1303,7 @@ def _explore(
         wrong = _searched(search, keeping)
     except TooManyLocalStates as error:
         return verdict(Outcome.INCOMPLETE, why=str(error))
-    checked = (product.sampled or 0) + sum(automaton.verify() for automaton in product.automata)
+    checked = (product.sampled or 0) + verify(product.automata)
     if wrong is not None:
         bug = _describe(product, search, wrong, limits)
         checked += confirm(product, bug.shortest.decisions)

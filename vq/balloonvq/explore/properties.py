@@ -17,7 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from balloonvq.errors import InvalidArgument
-from balloonvq.explore.automaton import TooManyLocalStates
+from balloonvq.explore.automaton import TooManyLocalStates, verify
 from balloonvq.explore.liveness import livelock
 from balloonvq.explore.product import Limits, Product, Search, confirm, preemptions, sample, started
 from balloonvq.explore.verdict import Bug, Kind, Outcome, Schedule, Verdict
@@ -216,7 +216,7 @@ def _survey(product: Product, limits: Limits) -> Survey:
             schedule = Schedule((*stem, *loop), 0, "", loop=len(stem))
             kind = broken_by(Kind.LIVELOCK, what, one_cpu=search.one_cpu)
             search.found[kind] = Bug(Kind.LIVELOCK, what, schedule)
-    checked = (product.sampled or 0) + sum(automaton.verify() for automaton in product.automata)
+    checked = (product.sampled or 0) + verify(product.automata)
     checked += sum(confirm(product, bug.shortest.decisions) for bug in search.found.values())
     return Survey(
         broken=search.found,

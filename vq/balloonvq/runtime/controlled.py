@@ -812,10 +812,10 @@ class Execution(ControlledRuntime):
         actor = self.current
         if actor is None:
             return ControlledRuntime.perform(self, operation)
+        if self.places is not None:
+            actor.where = place_of(sys._getframe(1))
         if operation.visible:
             actor.pending = operation
-            if self.places is not None:
-                actor.where = place_of(sys._getframe(1))
             if anchor is not None or operation in self._spins_on:
                 # Not where it was a turn ago, or not known to be: no spin.
                 if anchor is None or anchor != actor.anchor:
@@ -867,7 +867,7 @@ class Execution(ControlledRuntime):
         if self.log is not None:
             self.log.append((actor.index, operation, observed, before, after))
             if self.places is not None:
-                self.places.append(place_of(sys._getframe(2)))
+                self.places.append(actor.where)
 
     def parked(self, actor: Actor) -> bool:
         """Whether this actor, about to relax, would only do again what it did."""
@@ -1050,7 +1050,7 @@ class Execution(ControlledRuntime):
 
 
 class Fed(ControlledRuntime):
-    """One actor alone; its caller says what each operation observes.
+    """One actor at a time; its caller says what each operation observes.
 
     Args:
         world: the world.
@@ -1063,12 +1063,25 @@ class Fed(ControlledRuntime):
         self, world: World, index: int, *, anchored: bool = False, ahead: Iterable[Foreseen] = ()
     ) -> None:
         self._anchored = anchored
-        #: What is still ahead, the next one last.
-        self.ahead: list[Foreseen] = [*ahead][::-1]
         #: (operation, anchor, place) that the actor has stopped at; the operation is None at the end.
         self.at: tuple[Operation | None, Hashable, Place] = (None, None, ("?", 0))
+        #: What is still ahead, the next one last.
+        self.ahead: list[Foreseen] = []
         self._fed: Any = None
         super().__init__(world)
+        self.begin(index, ahead)
+
+    def begin(self, index: int, ahead: Iterable[Foreseen] = ()) -> None:
+        """Begins an actor, in what the one before has left, which must have been closed.
+
+        Args:
+            index: which.
+            ahead: as for `feed`; the first of them is where it begins.
+        """
+        if self.ended:
+            self.ended = False
+            del self.perform
+        self.ahead = [*ahead][::-1]
         self._main = getcurrent()
         self.actor = actor = self.actors[index]
         self.current = actor
@@ -1123,11 +1136,14 @@ class Fed(ControlledRuntime):
     def _functions(self, actor: Actor) -> list[Callable[[], object]]:
         """All functions that are known at the start by content: nobody but this actor changes anything here."""
         world = self.world
+        left_out = world.program.statistics
         if world.known_functions is None:
+            functions = [other.function for other in self.actors]
+            all_known = Reach(functions, left_out, {}).known()
             world.known_functions = {
                 other.index
                 for other in self.actors
-                if Reach([other.function], world.program.statistics, {}).known()
+                if all_known or Reach([other.function], left_out, {}).known()
             }
         return [
             actor.function,
