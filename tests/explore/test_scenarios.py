@@ -10,10 +10,11 @@ from balloonvq.driver.designs import DESIGNS, Design, find
 from balloonvq.errors import InvalidArgument
 from balloonvq.explore import naive
 from balloonvq.explore import replay as strings
+from balloonvq.explore.automaton import Automaton
 from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import SCENARIOS, Scenario, program, run, scenarios_for
 from balloonvq.explore.verdict import Kind, Outcome
-from balloonvq.explore.world import Bounds
+from balloonvq.explore.world import Bounds, World
 from balloonvq.guest.pages import Batch
 
 
@@ -309,3 +310,46 @@ def test_a_replay_knows_what_the_search_found_out(scenario: str) -> None:
         if result.verdict.bug is not None:
             execution = strings.replay(result.replay, [program(find(design), SCENARIOS[scenario])])
             assert len(execution.decisions) == len(result.verdict.bug.shortest)
+
+
+class WaitsInTheNotifier(find("coarse")):
+    """Its OOM notifier takes a lock turn after turn until fill has begun."""
+
+    name = "waits-in-the-notifier"
+
+    def probe(self) -> None:
+        super().probe()
+        self.gate = self.vb.runtime.mutex("gate")
+        self.begun = self.vb.runtime.shared("begun")
+
+    def fill(self, n: int) -> int:
+        self.begun.value = 1
+        return 0
+
+    def on_oom(self) -> int:
+        while True:
+            if self.begun.value:
+                return 0
+            with self.gate:
+                pass
+            self.vb.runtime.relax()
+
+
+def test_an_oom_call_comes_to_its_first_lock_once() -> None:
+    """Before it and after it the code may stand at the same place with the same variables."""
+    scenario = Scenario(
+        "waits", "", ("W", "O"), free=0, listed=1, target=2, checks=frozenset({"freed by another"}), turns=1
+    )
+    explored = program(WaitsInTheNotifier, scenario)
+    assert run(WaitsInTheNotifier, scenario).verdict.outcome is Outcome.PROVED
+    world = World(explored)
+    world.spins = True
+    automaton = Automaton(world, 1)
+    node, kinds = 0, []
+    while kinds.count("relax") < 3:
+        operation = automaton.nodes[node].operation
+        kinds.append(operation.kind)
+        observed = {"trylock": True, "read": 0}.get(operation.kind)
+        node = automaton.step(node, observed)
+    automaton.close()
+    assert kinds.count("oom_waits") == 1

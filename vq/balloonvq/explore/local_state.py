@@ -256,25 +256,25 @@ class _Walk:
 
 
 class Reach:
-    """All objects that functions reach, and what they are made of: by content one number.
+    """All objects that functions and other objects reach, and what they are made of: by content one number.
 
     Args:
-        functions: which; they must live as long as this.
+        roots: which functions and objects; they must live as long as this.
         left_out: as for `fingerprint`.
         numbers: of the contents that were met before, to be shared by all whose numbers are compared.
     """
 
     __slots__ = (
-        "_attributes", "_cells", "_functions", "_items", "_left_out", "_numbers", "_slots", "met", "noticed", "number",
+        "_attributes", "_cells", "_items", "_left_out", "_numbers", "_roots", "_slots", "met", "noticed", "number",
     )  # fmt: skip
 
     def __init__(
         self,
-        functions: Sequence[Callable[..., object]],
+        roots: Sequence[object],
         left_out: frozenset[str],
         numbers: dict[Hashable, int],
     ) -> None:
-        self._functions = functions
+        self._roots = roots
         self._left_out = left_out
         self._numbers = numbers
         #: Whether all that may change is in the lists below.
@@ -332,20 +332,20 @@ class Reach:
         self._cells.clear()
         walk = _Walk(self._left_out, self)
         try:
-            for function in self._functions:
-                self._walk_function(walk, function)
+            for root in self._roots:
+                self._walk_root(walk, root)
         except BaseException:
             self.noticed = False
             raise
         self.met = walk.met
         self.number = self._numbers.setdefault(tuple(walk.found), len(self._numbers))
 
-    def _walk_function(self, walk: _Walk, function: Callable[..., object]) -> None:
-        if not isinstance(function, types.FunctionType):
-            walk.add(function)
+    def _walk_root(self, walk: _Walk, root: object) -> None:
+        if not isinstance(root, types.FunctionType):
+            walk.add(root)
             return
-        walk.found.append(id(function.__code__))
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        walk.found.append(id(root.__code__))
+        for name, cell in zip(root.__code__.co_freevars, root.__closure__ or (), strict=True):
             if name not in self._left_out:
                 walk.add(cell)
 
@@ -462,18 +462,27 @@ def _add_iterator(walk: _Walk, item: Any) -> None:
 def _add_object(walk: _Walk, item: Any) -> None:
     found, left_out, reach = walk.found, walk.left_out, walk.reach
     attributes = getattr(item, "__dict__", None)
-    slots = _slots(type(item))
+    own: Any = type(item)
+    slots = _slots(own)
     if reach is not None:
         if attributes is not None:
             reach.has_attributes(item, attributes)
-        if slots and not _frozen(type(item)):
+        if slots and not _frozen(own):
             reach.has_slots(item, slots)
     found.append(type(item))
     if attributes:
+        add, adders = walk.add, _ADDERS
         for name, value in attributes.items():
             if name not in left_out:
-                found.append(name)
-                walk.add(value)
+                kind = type(value)
+                how = adders.get(kind)
+                if how is _add_plain:
+                    found += (name, kind, value)
+                elif how is _add_atom:
+                    found += (name, kind, getattr(value, "name", ""))
+                else:
+                    found.append(name)
+                    add(value)
     for name in slots:
         value = getattr(item, name, _MISSING)
         if value is not _MISSING and name not in left_out:

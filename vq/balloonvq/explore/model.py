@@ -645,6 +645,8 @@ class ModelKernel(Kernel, Atom):
         self.arrays: dict[str, Array] = {}
         #: Tasks in an OOM call that is graded and has not taken a lock yet.
         self.first_lock: set[str] = set()
+        if isinstance(runtime, ControlledRuntime):
+            runtime.keep(self.first_lock)
         self._rounds = rounds
         self._grades = grades
         self._model = pages

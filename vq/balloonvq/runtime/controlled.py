@@ -79,6 +79,9 @@ class Actor(Atom):
 
     __slots__ = (
         "anchor",
+        "asked",
+        "asked_of",
+        "blocked",
         "daemon",
         "error",
         "finished",
@@ -119,6 +122,10 @@ class Actor(Atom):
         self.turned = False
         self.where: Place = ("?", 0)
         self.reach: Reach | None = None
+        #: The operation and the value of which `blocked` says whether it blocks.
+        self.asked: Operation | None = None
+        self.asked_of: Any = None
+        self.blocked = False
 
 
 class ControlledMutex(Atom):
@@ -358,7 +365,9 @@ class ControlledObject(Atom):
         """Performs one declared operation and returns its result."""
         runtime = self._runtime
         declaration = self.declaration
-        guarded, open_ = runtime.guarding(declaration.guard)
+        guarded = open_ = False
+        if declaration.guard is not None:
+            guarded, open_ = runtime.guarding(declaration.guard)
         found = self.spec.operations.get((operation, arguments, guarded))
         if found is None:
             blocks = operation in declaration.blocks
@@ -431,6 +440,8 @@ class ControlledRuntime(Atom):
         self.current: Actor | None = None
         self.ended = False
         self.interrupts: dict[int, list[Callable[[], None]]] = {}
+        #: See `keep`.
+        self.kept: list[object] = []
         self.failure: BaseException | None = None
         self._main: greenlet = getcurrent()
         clock, nothing = world.objects[CLOCK], world.objects[NOTHING]
@@ -457,8 +468,14 @@ class ControlledRuntime(Atom):
 
     def _declare(self, kind: str, name: str, initial: Hashable) -> ObjectSpec:
         values = self.values
+        world = self.world
+        if world.complete and len(values) < len(world.objects):
+            spec = world.objects[len(values)]
+            if spec.kind == kind and spec.name == name and spec.initial == initial:
+                values.append(initial)
+                return spec
         try:
-            spec = self.world.declare(len(values), kind, name, initial)
+            spec = world.declare(len(values), kind, name, initial)
         except Nondeterminism as error:
             file, line = place_of(sys._getframe(1))
             error.why += f", at {file}:{line}"
@@ -576,6 +593,10 @@ class ControlledRuntime(Atom):
             if operation.kind == kind:
                 operation.progress = True
 
+    def keep(self, state: object) -> None:
+        """Says that plain state of the explorer's own objects, which fingerprints do not look into, counts."""
+        self.kept.append(state)
+
     # -- primitives ----------------------------------------------------------
 
     def this_task(self) -> Actor:
@@ -653,11 +674,11 @@ class ControlledRuntime(Atom):
         """The local state of an actor that stands in this frame."""
         left_out = self.world.program.statistics
         if actor.reach is None:
-            actor.reach = Reach(self._functions(actor), left_out, self.world.reached)
+            actor.reach = Reach(self._roots(actor), left_out, self.world.reached)
         return fingerprint(frame, _ACTOR_CODE, _OWN, left_out, actor.reach)
 
-    def _functions(self, actor: Actor) -> list[Callable[[], object]]:
-        """The functions that reach most of what an actor's code works on: its own."""
+    def _roots(self, actor: Actor) -> list[object]:
+        """What most of what an actor's code works on is reached from: its function."""
         return [actor.function]
 
     def now_ns(self) -> int:
@@ -883,7 +904,12 @@ class Execution(ControlledRuntime):
             if operation.simple:  # type: ignore[union-attr]
                 found.append(actor.plain)
             elif operation.blocks:  # type: ignore[union-attr]
-                if operation.transition(values[operation.object], actor.index) is not None:  # type: ignore[union-attr]
+                value = values[operation.object]  # type: ignore[union-attr]
+                if actor.asked is not operation or actor.asked_of is not value:
+                    # Values are never changed in place, so the answer holds as long as it is this one.
+                    actor.asked, actor.asked_of = operation, value
+                    actor.blocked = operation.transition(value, actor.index) is None  # type: ignore[union-attr]
+                if not actor.blocked:
                     found.append(actor.plain)
             elif operation.options:  # type: ignore[union-attr]
                 found.extend((actor.index, option) for option in range(operation.options))  # type: ignore[union-attr]
@@ -1133,7 +1159,7 @@ class Fed(ControlledRuntime):
     def _local_state(self) -> Hashable:
         return ControlledRuntime._local_state(self) if self._anchored else None
 
-    def _functions(self, actor: Actor) -> list[Callable[[], object]]:
+    def _roots(self, actor: Actor) -> list[object]:
         """All functions that are known at the start by content: nobody but this actor changes anything here."""
         world = self.world
         left_out = world.program.statistics
@@ -1148,6 +1174,7 @@ class Fed(ControlledRuntime):
         return [
             actor.function,
             *(other.function for other in self.actors if other.index in world.known_functions),
+            *self.kept,
         ]
 
     def feed(self, observed: Any, *, anchored: bool = False, ahead: Sequence[Foreseen] = ()) -> None:
