@@ -400,8 +400,10 @@ int64_t bench_touch(struct gm *mem, const uint32_t *pfns, size_t n)
 
 struct bench_sibling {
 	pthread_t thread;
-	uint32_t end;   /* atomic */
-	uint64_t turns; /* so that it does something */
+	uint32_t end;     /* atomic */
+	uint64_t turns;   /* so that it does something */
+	cpu_set_t before; /* where its creator may run */
+	bool apart;       /* its creator was kept off its processor */
 };
 
 /* The last processor that we may run on, or -1 if there is only one. */
@@ -429,6 +431,20 @@ static void *spin(void *arg)
 	return NULL;
 }
 
+/* Threads that are made meanwhile inherit it. */
+static void keep_apart(struct bench_sibling *sibling)
+{
+	const int cpu = last_cpu();
+	cpu_set_t others;
+
+	if (cpu < 0 ||
+	    pthread_getaffinity_np(pthread_self(), sizeof(sibling->before), &sibling->before))
+		return;
+	others = sibling->before;
+	CPU_CLR((size_t)cpu, &others);
+	sibling->apart = pthread_setaffinity_np(pthread_self(), sizeof(others), &others) == 0;
+}
+
 int bench_sibling_start(struct bench_sibling **out)
 {
 	struct bench_sibling *sibling = calloc(1, sizeof(*sibling));
@@ -441,6 +457,7 @@ int bench_sibling_start(struct bench_sibling **out)
 		free(sibling);
 		return -rc;
 	}
+	keep_apart(sibling);
 	*out = sibling;
 	return 0;
 }
@@ -451,5 +468,8 @@ void bench_sibling_stop(struct bench_sibling *sibling)
 		return;
 	__atomic_store_n(&sibling->end, 1, __ATOMIC_RELAXED);
 	pthread_join(sibling->thread, NULL);
+	if (sibling->apart)
+		(void)pthread_setaffinity_np(pthread_self(), sizeof(sibling->before),
+					     &sibling->before);
 	free(sibling);
 }

@@ -72,8 +72,9 @@ int bench_merged(struct gm *mem, const uint32_t *pfns, size_t n, struct bench_re
 /* Writes to each of the pages; ns of it. -EFAULT. */
 int64_t bench_touch(struct gm *mem, const uint32_t *pfns, size_t n);
 
-/* A thread of this process that runs all the time, on the last processor if there are two, so that
- * there are TLBs to shoot down. */
+/* A thread of this process that runs all the time, so that there are TLBs to shoot down. If there are two
+ * processors it has the last for itself: the calling thread, which must be the one that stops it, and those
+ * that it makes meanwhile run on the others. */
 struct bench_sibling;                                /* opaque */
 int bench_sibling_start(struct bench_sibling **out); /* 0, -ENOMEM, -errno */
 void bench_sibling_stop(struct bench_sibling *sibling);
