@@ -479,7 +479,7 @@ def _never(result: int, cursor: CData) -> None:
 def test_numbers_that_cannot_be_are_refused() -> None:
     with pytest.raises(BalloonError, match="cannot go on"):
         Kernel(Fields([(0, 33)], (40, 1), 41), idle=0, one_cpu=False, explore_time=False)
-    with pytest.raises(BalloonError, match="cannot go on"):
+    with pytest.raises(BalloonError, match="cannot take 63 actors"):
         Kernel(
             Fields([(index, 1) for index in range(63)], (63, 1), 64),
             idle=0,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from random import Random
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,6 +190,7 @@ class Turns:
         self.thawed.left = 1
         self.private = Private()
         self.inner = Inner()
+        self.queue = deque([1])
         self.counted = 0
 
     def turn(self) -> None:
@@ -201,6 +208,7 @@ CHANGES: dict[str, Callable[[Turns], object]] = {
     "item of another class": lambda turns: turns.items.__setitem__(0, True),
     "key": lambda turns: turns.by_name.__setitem__("b", 1),
     "value": lambda turns: turns.by_name.__setitem__("a", 2),
+    "end of a deque": lambda turns: turns.queue.append(2),
     "member": lambda turns: turns.seen.add(2),
     "slot": lambda turns: setattr(turns.slots, "left", 0),
     "deleted slot": lambda turns: delattr(turns.slots, "left"),
@@ -284,3 +292,65 @@ def test_state_that_only_another_actors_function_shows_is_seen() -> None:
     found = ends(build)
     assert not found.livelocks
     assert {end[0][-1] for end in found.ends} == {3}
+
+
+@dataclass
+class Plain:
+    number: int = 1
+
+
+class Slotted:
+    __slots__ = ("__dict__", "__weakref__", "number")
+
+    def __init__(self) -> None:
+        self.number = 1
+
+
+class Derived(deque[int]):
+    pass
+
+
+def merged(make: Callable[[], Any]) -> bool:
+    """Whether two functions that hold things made alike are taken for the same."""
+    numbers: dict[Any, int] = {}
+
+    def number() -> int:
+        held = make()
+
+        def function() -> Any:
+            return held
+
+        return Reach([function], frozenset(), numbers).look()
+
+    return number() == number()
+
+
+ALIKE: dict[str, Callable[[], Any]] = {
+    "attributes": Plain,
+    "attributes and slots": Slotted,
+    "deque": lambda: deque([1, 2]),
+    "derived from deque": lambda: Derived([1]),
+    "namespace": SimpleNamespace,
+    "object": object,
+}
+
+#: What C keeps cannot be seen.
+UNKNOWN: dict[str, Callable[[], Any]] = {
+    "random": Random,
+    "lock": Lock,
+    "bytearray": lambda: bytearray(b"1"),
+    "partial": lambda: partial(int),
+    "array": lambda: array("I", [1]),
+    "count": lambda: count(1),
+    "iterator": lambda: iter([1]),
+}
+
+
+@pytest.mark.parametrize("make", ALIKE.values(), ids=ALIKE)
+def test_equal_things_are_merged(make: Callable[[], Any]) -> None:
+    assert merged(make)
+
+
+@pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN)
+def test_what_c_keeps_to_itself_is_not_merged(make: Callable[[], Any]) -> None:
+    assert not merged(make)

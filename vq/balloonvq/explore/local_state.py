@@ -17,8 +17,8 @@ position is the loop variable) or over a variable that holds a list or tuple of 
 from each other. Anything else, an opcode that this file does not know
 included, means no: the actor then has the local state of its history, which is always right.
 
-What is assumed: no state in global variables, none in the code of functions, and none inside objects of C
-extensions, which cannot be looked into. Merges are checked by running the code along both
+What is assumed: no state in global variables, and none in the code of functions. An object with room for what only
+C sees, of a kind that is not known here, is taken for a new one each time, so that nothing that holds it is merged. Merges are checked by running the code along both
 histories (`balloonvq.explore.automaton`).
 
 Most of what frames show is what the actor's function reaches anyway, and that changes seldom. `Reach` walks it once
@@ -29,7 +29,9 @@ from __future__ import annotations
 
 import dis
 import functools
+import struct
 import types
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from enum import Enum
 from itertools import repeat
@@ -46,6 +48,8 @@ class Atom:
 
 
 _MISSING = object()
+
+_POINTER_BYTES = struct.calcsize("P")
 
 # -- the evaluation stack ----------------------------------------------------------
 
@@ -452,8 +456,16 @@ def _add_error(walk: _Walk, item: Any) -> None:
         walk.add(entry)
 
 
-def _add_iterator(walk: _Walk, item: Any) -> None:
-    # In a variable: each is its own state, so nothing is merged.
+def _add_deque(walk: _Walk, item: Any) -> None:
+    if walk.reach is not None:
+        walk.reach.noticed = False
+    walk.found += (item.__class__, len(item))
+    for entry in item:
+        walk.add(entry)
+
+
+def _add_unknown(walk: _Walk, item: Any) -> None:
+    # An iterator, or what C keeps to itself: each is its own state, so nothing is merged.
     if walk.reach is not None:
         walk.reach.noticed = False
     walk.found += (type(item), object())
@@ -509,6 +521,7 @@ _BASES: tuple[tuple[Any, _Adder], ...] = (
     (types.FunctionType, _add_function),
     (types.CellType, _add_cell),
     (BaseException, _add_error),
+    (deque, _add_deque),
 )
 
 
@@ -516,7 +529,7 @@ def _adder(kind: type) -> _Adder:
     """How instances of a class are appended."""
     add = next((add for bases, add in _BASES if issubclass(kind, bases)), None)
     if add is None:
-        add = _add_iterator if hasattr(kind, "__next__") else _add_object
+        add = _add_unknown if hasattr(kind, "__next__") or _has_more(kind) else _add_object
     return _ADDERS.setdefault(kind, add)
 
 
@@ -525,6 +538,13 @@ def _frozen(kind: type) -> bool:
     """Whether it is a dataclass whose attributes are not assigned to; those of a class derived from one may be."""
     parameters = kind.__dict__.get("__dataclass_params__")
     return parameters is not None and bool(parameters.frozen)
+
+
+def _has_more(kind: type) -> bool:
+    """Whether its instances have room for more than attributes and slots: something that C keeps there."""
+    pointers = sum(name not in {"__dict__", "__weakref__"} for name in _slots(kind))
+    pointers += (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+    return kind.__itemsize__ != 0 or kind.__basicsize__ > object.__basicsize__ + pointers * _POINTER_BYTES
 
 
 @functools.cache
