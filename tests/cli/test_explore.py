@@ -224,6 +224,26 @@ def test_incomplete_is_exit_code_5_and_never_a_pass(explorer: Explorer, call: Ca
     assert "? INCOMPLETE" in result.stdout
 
 
+def test_ctrl_c_keeps_what_was_found(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    def interrupted(*_: object) -> Result:
+        raise KeyboardInterrupt
+
+    explorer.verdicts["oom-while-filling"] = broken
+    explorer.verdicts["oom-and-compaction"] = interrupted
+    result = call("explore", "modern")
+    assert result.exit_code == 130
+    assert "*** DEADLOCK ***" in result.stdout
+    assert "1 PROVED" in result.stdout
+    assert "2 of 3 scenarios were explored" in result.stderr
+
+
+def test_thorough_is_not_for_some_scenarios(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    result = call("explore", "coarse", "--thorough", "--scenario", "fill-alone")
+    assert result.exit_code == 2
+    assert "give one of them" in result.stderr
+    assert not explorer.calls
+
+
 def test_options_and_limits_reach_the_library(explorer: Explorer, call: Callable[..., Ran]) -> None:
     args = ("--scenario", "fill-alone", "--set", "insert=late", "--max-states", "10", "--max-seconds", "2")
     assert call("explore", "split", *args).exit_code == 0

@@ -281,3 +281,25 @@ def test_ctrl_c_leaves_a_file_to_go_on_from(tmp_path) -> None:
         told_of.append((found["verdict"], found["states"], found["transitions"]))
     assert told_of[0] == told_of[1]
     assert told_of[0][0] == "PROVED"
+
+
+def test_ctrl_c_behind_the_search_keeps_it_too(tmp_path, monkeypatch) -> None:
+    from balloonvq.explore import liveness
+
+    def interrupted(_search: object) -> None:
+        raise KeyboardInterrupt
+
+    file = tmp_path / "search"
+    program = explored("reference", "oom-while-filling")
+    with monkeypatch.context() as patched:
+        patched.setattr(liveness, "livelock", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            product.explore(program, keeping=Keeping("x", file, None))
+    whole = product.explore(program)
+    kept = checkpoint.read(file)
+    resumed = product.explore(program, keeping=Keeping("x", file, kept))
+    assert (resumed.outcome, resumed.states, resumed.transitions) == (
+        whole.outcome,
+        whole.states,
+        whole.transitions,
+    )

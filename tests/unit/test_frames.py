@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from types import FrameType
 
 import pytest
 
@@ -17,7 +18,8 @@ def test_every_thread_has_a_frame() -> None:
     thread.start()
     try:
         frames = current_frames()
-        assert set(frames) >= {threading.get_ident(), thread.ident}
+        assert frames[threading.get_ident()] is sys._getframe()
+        assert thread.ident in frames
     finally:
         go_on.set()
         thread.join()
@@ -29,7 +31,7 @@ def test_no_collection_begins_meanwhile(monkeypatch: pytest.MonkeyPatch, collect
     looked = []
     look = sys._current_frames
 
-    def frames() -> object:
+    def frames() -> dict[int, FrameType]:
         looked.append(gc.isenabled())
         return look()
 

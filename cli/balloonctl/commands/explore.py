@@ -200,13 +200,36 @@ def _searching(progress: Progress, limits: Limits) -> str:
 def _explored(
     app: App, tasks: list[Task], jobs: int | None, executor: str | None, *, confirm: int, streamed: bool
 ) -> list[dict[str, Any]]:
-    """The results; `streamed` writes a line about each as soon as it is there."""
+    """The results; `streamed` writes a line about each as soon as it is there, and at Ctrl-C what follows the lines."""
+    from balloonctl.render.explore import render_rest
+
+    results: list[dict[str, Any]] = []
+    try:
+        _explore_into(results, app, tasks, jobs, executor, confirm=confirm, streamed=streamed)
+    except KeyboardInterrupt:
+        if streamed and results:
+            app.stdout.print(render_rest(_document(results)))
+            app.note(f"{len(results)} of {len(tasks)} scenarios were explored")
+        raise
+    return results
+
+
+def _explore_into(
+    results: list[dict[str, Any]],
+    app: App,
+    tasks: list[Task],
+    jobs: int | None,
+    executor: str | None,
+    *,
+    confirm: int,
+    streamed: bool,
+) -> None:
+    """Appends the results as they come."""
     from balloonctl.progress import exploring
     from balloonctl.render.explore import heading, line
     from balloonvq.explore.parallel import connected, explore_all
 
     width = max((len(task.scenario.name) for task in tasks), default=0)
-    results: list[dict[str, Any]] = []
     with nullcontext() if executor is None else connected(executor) as pool, exploring(app) as bar:
 
         def on_layer(progress: Progress) -> None:
@@ -225,7 +248,15 @@ def _explored(
                         app.stdout.print(line(results[-1], width))
                         app.stdout.file.flush()
                 results[-1]["live"] = _confirmed(task, result, confirm)
-    return results
+
+
+def _document(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was found, as a document."""
+    return {
+        "schema": "balloonctl/explore/1",
+        "seconds": sum(result["seconds"] for result in results),
+        "results": results,
+    }
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
@@ -293,6 +324,11 @@ def _by_property(ctx: click.Context, by: str | None, html: str | None, confirm: 
     if confirm:
         raise click.UsageError("--confirm is for --all --by scenario", ctx)
     return True
+
+
+def _not_both(ctx: click.Context, both: object, why: str) -> None:
+    if both:
+        raise click.UsageError(f"{why}; give one of them", ctx)
 
 
 def _tasks(
@@ -432,8 +468,8 @@ def explore(
         raise click.UsageError("--by is for --all", ctx)
     if not (every or design or only_list):
         raise click.UsageError("name a DESIGN, or give --all or --list", ctx)
-    if jobs is not None and executor is not None:
-        raise click.UsageError("--jobs is for this machine, --executor for others; give one of them", ctx)
+    _not_both(ctx, scenario and thorough, "--thorough is for all scenarios, --scenario for some")
+    _not_both(ctx, jobs and executor, "--jobs is for this machine, --executor for others")
     from balloonctl.render import explore as render
     from balloonvq.driver.designs import DESIGNS, choose_options
     from balloonvq.explore.load import find_scenario
@@ -482,11 +518,7 @@ def explore(
     work = [Task(name, one, options, limits, checkpoint or resume, resume, only) for name, _, one in tasks]
     with nullcontext() if html is None else report(html) as file:
         results = _explored(app, work, jobs, executor, confirm=times, streamed=streamed)
-        document = {
-            "schema": "balloonctl/explore/1",
-            "seconds": sum(result["seconds"] for result in results),
-            "results": results,
-        }
+        document = _document(results)
         if file is not None:
             from balloonctl.commands.info import version_line
             from balloonctl.render.explore_html import explore_page

@@ -1303,25 +1303,33 @@ def _explore(
         wrong = _searched(search, keeping)
     except TooManyLocalStates as error:
         return verdict(Outcome.INCOMPLETE, why=str(error))
-    checked = (product.sampled or 0) + verify(product.automata)
-    if wrong is not None:
-        bug = _describe(product, search, wrong, limits)
-        checked += confirm(product, bug.shortest.decisions)
-        if bug.fewest_preemptions is not None:
-            checked += confirm(product, bug.fewest_preemptions.decisions)
-        return verdict(Outcome.BUG, bug=bug, checked=checked)
-    if search.stopped:
-        return verdict(Outcome.INCOMPLETE, why=search.stopped, checked=checked)
-    if product.loops:
-        circle = livelock(search)
-        if circle is not None:
-            stem, loop, what = circle
-            decisions = tuple(stem + loop)
-            cost = 0 if search.one_cpu else preemptions(product, decisions)
-            schedule = Schedule(decisions, cost, "", loop=len(stem))
-            checked += confirm(product, decisions)
-            return verdict(Outcome.BUG, bug=Bug(Kind.LIVELOCK, what, schedule), checked=checked)
-    return verdict(Outcome.PROVED, checked=checked)
+
+    def judged() -> Verdict:
+        checked = (product.sampled or 0) + verify(product.automata)
+        if wrong is not None:
+            bug = _describe(product, search, wrong, limits)
+            checked += confirm(product, bug.shortest.decisions)
+            if bug.fewest_preemptions is not None:
+                checked += confirm(product, bug.fewest_preemptions.decisions)
+            return verdict(Outcome.BUG, bug=bug, checked=checked)
+        if search.stopped:
+            return verdict(Outcome.INCOMPLETE, why=search.stopped, checked=checked)
+        if product.loops:
+            circle = livelock(search)
+            if circle is not None:
+                stem, loop, what = circle
+                decisions = tuple(stem + loop)
+                cost = 0 if search.one_cpu else preemptions(product, decisions)
+                schedule = Schedule(decisions, cost, "", loop=len(stem))
+                checked += confirm(product, decisions)
+                return verdict(Outcome.BUG, bug=Bug(Kind.LIVELOCK, what, schedule), checked=checked)
+        return verdict(Outcome.PROVED, checked=checked)
+
+    try:
+        return judged()
+    except KeyboardInterrupt:
+        search.save()  # what the search has found is not looked for again
+        raise
 
 
 def _searched(search: Search, keeping: Keeping) -> _Bug | None:

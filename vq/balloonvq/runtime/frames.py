@@ -13,7 +13,7 @@ _turn = threading.Lock()
 
 
 def current_frames() -> dict[int, FrameType]:
-    """The innermost frame of every thread, by the thread's ident.
+    """The innermost frame of every thread, by the thread's ident; of the calling one the caller's.
 
     `sys._current_frames` allocates under a lock of the interpreter. Before Python 3.11.9 a garbage collection that
     begins there can run into that lock and hang the process (https://github.com/python/cpython/issues/106883),
@@ -23,7 +23,9 @@ def current_frames() -> dict[int, FrameType]:
         collects = gc.isenabled()
         gc.disable()
         try:
-            return sys._current_frames()  # noqa: SLF001 - documented, for debuggers
+            frames = sys._current_frames()  # noqa: SLF001 - documented, for debuggers
         finally:
             if collects:
                 gc.enable()
+    frames[threading.get_ident()] = sys._getframe(1)  # noqa: SLF001 - the same
+    return frames
