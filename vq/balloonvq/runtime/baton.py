@@ -33,7 +33,6 @@ import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final, Protocol, TypeVar
 
 from balloonvq.counters import DeadlockTask, HeldLock
@@ -316,7 +315,7 @@ class BatonMutex(ThreadMutex):
         taken: bool = self._baton_runtime.perform((self._index, "trylock", None), self.name, self._try_now)
         return taken
 
-    def unlock(self) -> None:
+    def unlock(self, *_: object) -> None:
         runtime = self._baton_runtime
         if not runtime.baton.ended:
             runtime.perform((self._index, "unlock", None), self.name, self._unlock_now)
@@ -324,11 +323,7 @@ class BatonMutex(ThreadMutex):
             ThreadMutex.unlock(self)
 
     __enter__ = lock
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.unlock()
+    __exit__ = unlock
 
     def _lock_now(self, expected: Any) -> None:
         del expected

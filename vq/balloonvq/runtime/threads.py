@@ -32,7 +32,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from pathlib import PurePath
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType
 from typing import TypeVar
 
 from balloonvq.counters import DeadlockTask, HeldLock
@@ -188,9 +188,6 @@ class ThreadMutex:
         self._lasti = frame.f_lasti
         task.held.append(self)
 
-    # The free mutex is taken and released on every request, so __enter__ and __exit__ spell the
-    # short way out instead of calling for it.
-
     def trylock(self) -> bool:
         task = self._runtime.current()
         if not self._taken.acquire(False):
@@ -200,22 +197,17 @@ class ThreadMutex:
 
     def lock(self) -> None:
         frame = sys._getframe(1)
-        task = self._runtime.current()
-        if self._taken.acquire(False):
-            self._own(task, frame)
-        else:
-            self._lock_slow(task, frame)
-
-    def __enter__(self) -> None:
-        frame = sys._getframe(1)
         task = self._local.task or self._runtime.current()
         if not self._taken.acquire(False):
             self._lock_slow(task, frame)
             return
+        # As `_own`, without the call: a free mutex is taken for every request.
         self._owner = task
         self._code = frame.f_code
         self._lasti = frame.f_lasti
         task.held.append(self)
+
+    __enter__ = lock
 
     def _lock_slow(self, task: ThreadTask, frame: FrameType) -> None:
         runtime = self._runtime
@@ -262,9 +254,8 @@ class ThreadMutex:
             owner = owner.waiting_for._owner
         return circle if owner is task else []
 
-    def unlock(self) -> None:
-        runtime = self._runtime
-        task = runtime.current()
+    def unlock(self, *_: object) -> None:
+        task = self._local.task or self._runtime.current()
         if self._owner is not task:
             raise InternalError(f"{task.name} unlocks {self.name}, which it does not hold")
         task.held.remove(self)
@@ -272,6 +263,8 @@ class ThreadMutex:
         self._taken.release()
         if self._waiters:
             self._hand_over()
+
+    __exit__ = unlock
 
     def _hand_over(self) -> None:
         """Gives the free mutex to the longest waiter, unless somebody was quicker."""
@@ -284,19 +277,6 @@ class ThreadMutex:
                 # Now, not when its thread runs: whoever walks past it before must not see it wait.
                 heir.waiting_for = None
                 runtime._unpark(heir)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        task = self._local.task
-        if task is None or self._owner is not task:
-            self.unlock()
-            return
-        task.held.remove(self)
-        self._owner = None
-        self._taken.release()
-        if self._waiters:
-            self._hand_over()
 
 
 class ThreadShared:
