@@ -10,6 +10,7 @@ import balloonvq
 from balloonvq.errors import DesignError
 from balloonvq.runtime import Stopped
 from balloonvq.runtime.controlled import ControlledRuntime
+from balloonvq.runtime.frames import callers
 from balloonvq.runtime.watchdog import Watchdog, line_of
 
 __all__ = ["STANDSTILL_S", "watched"]
@@ -22,14 +23,13 @@ _ACTOR = ControlledRuntime._run_actor.__code__  # noqa: SLF001 - recognised on t
 _BUILD = ControlledRuntime.__init__.__code__
 
 
-def _runtime(frame: FrameType | None) -> tuple[ControlledRuntime | None, str]:
+def _runtime(frame: FrameType) -> tuple[ControlledRuntime | None, str]:
     """The runtime in which code of a design runs now, and what it is at."""
-    while frame is not None:
-        if frame.f_code is _ACTOR:
-            return frame.f_locals["self"], frame.f_locals["actor"].name
-        if frame.f_code is _BUILD:
-            return frame.f_locals["self"], ""
-        frame = frame.f_back
+    for one in callers(frame):
+        if one.f_code is _ACTOR:
+            return one.f_locals["self"], one.f_locals["actor"].name
+        if one.f_code is _BUILD:
+            return one.f_locals["self"], ""
     return None, ""
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["current_frames"]
+__all__ = ["callers", "current_frames"]
 
 _turn = threading.Lock()
 
@@ -29,3 +30,10 @@ def current_frames() -> dict[int, FrameType]:
                 gc.enable()
     frames[threading.get_ident()] = sys._getframe(1)  # noqa: SLF001 - the same
     return frames
+
+
+def callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and all that it will come back to, innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

@@ -13,11 +13,11 @@ import signal
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from types import FrameType, TracebackType
 from typing import Any
 
-from balloonvq.runtime.frames import current_frames
+from balloonvq.runtime.frames import callers, current_frames
 
 __all__ = ["Watchdog", "line_of"]
 
@@ -32,11 +32,10 @@ _LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib",
 
 def line_of(frame: FrameType | None, but: Callable[[str], bool] = lambda _: False) -> str:
     """``file:line`` of the innermost frame that is neither of Python's libraries nor left out by `but`."""
-    while frame is not None:
-        file = frame.f_code.co_filename
+    for one in callers(frame):
+        file = one.f_code.co_filename
         if not (file.startswith((*_LIBRARIES, "<")) or but(file)):
-            return f"{file}:{frame.f_lineno}"
-        frame = frame.f_back
+            return f"{file}:{one.f_lineno}"
     return "?"
 
 
@@ -102,7 +101,7 @@ class Watchdog:
         del number
         if frame is not None and self._stood is not None and self._place(frame) == self._stood:
             if self._raised == self._stood:
-                for caller in _frames(frame):
+                for caller in callers(frame):
                     caller.f_trace = self._insist
                 sys.settrace(self._insist)
             self._raised = self._stood
@@ -114,10 +113,3 @@ class Watchdog:
         if event == "line" and self._place(frame) == self._stood:
             raise self._report(frame)
         return None if event == "call" else self._insist
-
-
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    """A frame and those that it will come back to."""
-    while frame is not None:
-        yield frame
-        frame = frame.f_back

@@ -12,6 +12,7 @@ from types import FrameType, ModuleType
 
 from balloonvq.driver.designs.base import Design
 from balloonvq.errors import BalloonError, DesignError, InvalidArgument
+from balloonvq.runtime.frames import callers
 from balloonvq.runtime.watchdog import Watchdog
 
 __all__ = ["load", "run_file"]
@@ -130,13 +131,9 @@ def run_file(path: Path, what: str, error_class: type[BalloonError]) -> ModuleTy
     return module
 
 
-def _importing(frame: FrameType | None) -> str | None:
+def _importing(frame: FrameType) -> str | None:
     """The same for as long as a file of the user is imported."""
-    while frame is not None:
-        if frame.f_code is run_file.__code__:
-            return "import"
-        frame = frame.f_back
-    return None
+    return "import" if any(one.f_code is run_file.__code__ for one in callers(frame)) else None
 
 
 def _too_long(frame: FrameType) -> TimeoutError:
