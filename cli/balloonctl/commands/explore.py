@@ -469,7 +469,9 @@ def explore(
     if not (every or design or only_list):
         raise click.UsageError("name a DESIGN, or give --all or --list", ctx)
     _not_both(ctx, scenario and thorough, "--thorough is for all scenarios, --scenario for some")
-    _not_both(ctx, jobs and executor, "--jobs is for this machine, --executor for others")
+    _not_both(
+        ctx, jobs is not None and executor is not None, "--jobs is for this machine, --executor for others"
+    )
     from balloonctl.render import explore as render
     from balloonvq.driver.designs import DESIGNS, choose_options
     from balloonvq.explore.load import find_scenario
