@@ -39,7 +39,7 @@ import math
 import random
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -932,6 +932,15 @@ class Search:
             self.on_save(self)
             self.saved = time.monotonic()
 
+    @contextlib.contextmanager
+    def saved_at_interrupt(self) -> Iterator[None]:
+        """Ctrl-C inside saves what was found before it goes on its way."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.save()
+            raise
+
     def resume(self, layers: list[Layer]) -> None:
         """Goes on from layers that another search of this product has found, and that the kernel has."""
         self.layers = list(layers)
@@ -1304,7 +1313,7 @@ def _explore(
     except TooManyLocalStates as error:
         return verdict(Outcome.INCOMPLETE, why=str(error))
 
-    def judged() -> Verdict:
+    with search.saved_at_interrupt():
         checked = (product.sampled or 0) + verify(product.automata)
         if wrong is not None:
             bug = _describe(product, search, wrong, limits)
@@ -1325,12 +1334,6 @@ def _explore(
                 return verdict(Outcome.BUG, bug=Bug(Kind.LIVELOCK, what, schedule), checked=checked)
         return verdict(Outcome.PROVED, checked=checked)
 
-    try:
-        return judged()
-    except KeyboardInterrupt:
-        search.save()  # what the search has found is not looked for again
-        raise
-
 
 def _searched(search: Search, keeping: Keeping) -> _Bug | None:
     """Runs a search, from where an earlier one was left, kept on disk where that is wanted."""
@@ -1341,12 +1344,10 @@ def _searched(search: Search, keeping: Keeping) -> _Bug | None:
 
         search.on_save = lambda search: write(path, search, keeping.identity)
     try:
-        wrong = search.run()
+        with search.saved_at_interrupt():
+            wrong = search.run()
     except Widened:
         product.left = search.layers
-        raise
-    except KeyboardInterrupt:
-        search.save()
         raise
     if search.stopped:
         search.save()
