@@ -1,4 +1,4 @@
-"""Guest memory to give back and take again: what the inflate and deflate benchmarks have in common.
+"""Guest memory to give back and take again: what the benchmarks of the balloon have in common.
 
 An `Arena` is memory of one kind with a `struct bench_rig` on top of it (csrc/bench_balloon.h): a device, and
 a driver in C that does nothing but send arrays. All pages are written before each measurement, and after each one
@@ -18,11 +18,15 @@ from balloonvq.bench.measure import Sample
 from balloonvq.errors import InternalError, InvalidArgument
 from balloonvq.features import Feature
 from balloonvq.ffi import CData, check, ffi, lib
+from balloonvq.machine import Machine, MachineConfig
 from balloonvq.memory import PAGE_SIZE, GuestMemory, is_private
 
-__all__ = ["Arena", "chosen", "last_cpu", "memory_name", "sibling"]
+__all__ = ["EXTRA_BYTES", "Arena", "bare_machine", "chosen", "last_cpu", "memory_name", "sibling"]
 
 INFLATE, DEFLATE = 0, 1
+
+#: Guest memory of a whole path beside the bytes that move: rings, arrays, and room to breathe.
+EXTRA_BYTES = 64 << 20
 
 
 def chosen(text: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
@@ -43,6 +47,15 @@ def chosen(text: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
 def memory_name(backing: str) -> str:
     """How rows over that memory are called."""
     return "file" if "/" in backing else backing
+
+
+def bare_machine(ram_bytes: int, design: str, memory: str = "memfd") -> Machine:
+    """A machine whose guest has touched nothing and runs no program, for a whole path."""
+    return Machine.create(
+        MachineConfig(
+            name="bench", ram_bytes=ram_bytes, touch_bytes=0, used_bytes=0, memory=memory, design=design
+        )
+    )
 
 
 @contextlib.contextmanager

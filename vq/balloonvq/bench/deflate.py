@@ -15,19 +15,15 @@ import statistics
 import time
 from array import array
 
-from balloonvq.bench.arena import Arena, chosen, last_cpu, memory_name
+from balloonvq.bench.arena import EXTRA_BYTES, Arena, bare_machine, chosen, last_cpu, memory_name
 from balloonvq.bench.measure import Against, Definition, Parameter, Row, Sample
 from balloonvq.bench.pfn_orders import ORDERS, RECORDED, RECORDED_RAM_PAGES, order
 from balloonvq.errors import InternalError, InvalidArgument
 from balloonvq.ffi import CData, check, ffi, lib
 from balloonvq.histogram import Histogram
-from balloonvq.machine import Machine, MachineConfig
 from balloonvq.memory import PAGE_SIZE
 
 __all__ = ["BENCHMARK", "Deflate"]
-
-#: Guest memory of the whole path beside the bytes that are deflated.
-EXTRA_BYTES = 64 << 20
 
 #: Into how many parts the round trips of a round are cut.
 TURNS = 10
@@ -86,18 +82,7 @@ class Deflate:
         self._cleanup = contextlib.ExitStack()
         with contextlib.ExitStack() as cleanup:
             self._arena = cleanup.enter_context(contextlib.closing(Arena(memory, ram)))
-            self._machine = cleanup.enter_context(
-                Machine.create(
-                    MachineConfig(
-                        name="bench",
-                        ram_bytes=size_bytes + EXTRA_BYTES,
-                        touch_bytes=0,
-                        used_bytes=0,
-                        memory=memory,
-                        design=design,
-                    )
-                )
-            )
+            self._machine = cleanup.enter_context(bare_machine(size_bytes + EXTRA_BYTES, design, memory))
             self._cleanup = cleanup.pop_all()
 
     def close(self) -> None:

@@ -22,17 +22,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from balloonvq.bench.arena import Arena, chosen, memory_name, sibling
+from balloonvq.bench.arena import EXTRA_BYTES, Arena, bare_machine, chosen, memory_name, sibling
 from balloonvq.bench.measure import Against, Definition, Parameter, Row, Sample
 from balloonvq.bench.pfn_orders import ORDERS, RECORDED, RECORDED_PAGES, RECORDED_RAM_PAGES, order
 from balloonvq.errors import InternalError, InvalidArgument
-from balloonvq.machine import Machine, MachineConfig
+from balloonvq.machine import Machine
 from balloonvq.memory import PAGE_SIZE, is_private
 
 __all__ = ["BENCHMARK", "Inflate"]
-
-#: Guest memory of the whole path beside the bytes that are inflated: rings, arrays, and room to breathe.
-EXTRA_BYTES = 64 << 20
 
 WAYS = ("device", "naive", "path")
 
@@ -71,7 +68,6 @@ class Inflate:
         if size_bytes <= 0 or size_bytes % PAGE_SIZE:
             raise InvalidArgument(f"{size_bytes} bytes cannot be inflated", why="a size is whole pages")
         self.size_bytes = size_bytes
-        self.design = design
         self.ways = chosen(rows, WAYS, "--rows")
         self.backings = chosen(memory, (), "--memory")
         pages = size_bytes // PAGE_SIZE
@@ -98,7 +94,7 @@ class Inflate:
                 for backing in self.backings
             }
             self._machines = {
-                backing: cleanup.enter_context(Machine.create(self._config(backing)))
+                backing: cleanup.enter_context(bare_machine(size_bytes + EXTRA_BYTES, design, backing))
                 for backing in self.backings
                 if "path" in self.ways
             }
@@ -107,16 +103,6 @@ class Inflate:
     def close(self) -> None:
         """Gives all memory back."""
         self._cleanup.close()
-
-    def _config(self, backing: str) -> MachineConfig:
-        return MachineConfig(
-            name="bench",
-            ram_bytes=self.size_bytes + EXTRA_BYTES,
-            touch_bytes=0,
-            used_bytes=0,
-            memory=backing,
-            design=self.design,
-        )
 
     # -- which rows ------------------------------------------------------------
 

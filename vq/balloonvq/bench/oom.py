@@ -19,13 +19,14 @@ import statistics
 import time
 from dataclasses import dataclass
 
+from balloonvq.bench.arena import bare_machine
 from balloonvq.bench.measure import Against, Definition, Parameter, Row, Sample
 from balloonvq.driver.designs import DESIGNS, find
 from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.guest.kernel import OomWait
 from balloonvq.guest.tasks import TaskKilled, UserTask
 from balloonvq.histogram import Histogram
-from balloonvq.machine import Machine, MachineConfig
+from balloonvq.machine import Machine
 from balloonvq.memory import PAGE_SIZE
 
 __all__ = ["BENCHMARK", "Oom"]
@@ -91,17 +92,7 @@ class Oom:
         notes = []
         with contextlib.ExitStack() as stack:
             for name in DESIGNS if design == "all" else (design,):
-                machine = stack.enter_context(
-                    Machine.create(
-                        MachineConfig(
-                            name="bench",
-                            ram_bytes=size_bytes + EXTRA_BYTES,
-                            touch_bytes=0,
-                            used_bytes=0,
-                            design=name,
-                        )
-                    )
-                )
+                machine = stack.enter_context(bare_machine(size_bytes + EXTRA_BYTES, name))
                 self._scenes.append(_Scene(name, machine, filling=False))
                 rows.append(Row(name, "failed allocation to its first page; the size worker rests"))
                 if find(name).pressure == "shrinker":
