@@ -81,6 +81,170 @@ def test_an_iterator_in_a_variable_is_not_taken_for_another() -> None:
     assert {end[0][-1] for end in found.ends} == {9}
 
 
+def test_a_range_of_an_observed_value_is_not_taken_for_another() -> None:
+    def build(rt) -> None:
+        turns, out = rt.shared("turns", 1), rt.shared("out")
+
+        def reader() -> None:
+            for _ in range(turns.value):
+                out.add(1)
+
+        def writer() -> None:
+            turns.value = 2
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    assert {end[0][-1] for end in ends(build).ends} == {1, 2}
+
+
+def test_a_loop_variable_that_is_assigned_to_does_not_tell_the_position() -> None:
+    def build(rt) -> None:
+        out = rt.shared("out")
+
+        def actor() -> None:
+            for turn in range(3):
+                turn = 0  # noqa: PLW2901
+                out.add(turn + 1)
+
+        rt.spawn("A", "", actor)
+
+    assert {end[0][-1] for end in ends(build).ends} == {3}
+
+
+def test_a_loop_variable_that_only_counts_does_not_tell_the_position() -> None:
+    def build(rt) -> None:
+        out = rt.shared("out")
+
+        def actor() -> None:
+            for retries in range(3):  # noqa: B007 - its name counts
+                out.add(1)
+
+        rt.spawn("A", "", actor)
+
+    found = product.findings(Program("program", build, statistics=frozenset({"retries"})))
+    assert {end[0][-1] for end in found.ends} == {3}
+
+
+def test_one_of_two_constants_on_the_stack_is_not_forgotten() -> None:
+    def build(rt) -> None:
+        a, b, out = rt.shared("a"), rt.shared("b"), rt.shared("out")
+
+        def reader() -> None:
+            out.value = max(5 if a.value else 3, b.value)
+
+        def writer() -> None:
+            a.value = 1
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    assert {end[0][-1] for end in ends(build).ends} == {3, 5}
+
+
+def test_what_was_loaded_from_a_variable_before_it_changed_is_not_forgotten() -> None:
+    def build(rt) -> None:
+        a, b, out = rt.shared("a"), rt.shared("b"), rt.shared("out")
+
+        def reader() -> None:
+            seen = a.value
+            out.value = max(seen, (seen := 0), b.value)
+
+        def writer() -> None:
+            a.value = 1
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    assert {end[0][-1] for end in ends(build).ends} == {0, 1}
+
+
+def test_a_variable_that_is_only_on_the_stack_is_not_forgotten() -> None:
+    def build(rt) -> None:
+        a, b, out = rt.shared("a"), rt.shared("b"), rt.shared("out")
+
+        def reader() -> None:
+            seen = a.value
+            out.value = max(seen, b.value)
+
+        def writer() -> None:
+            a.value = 1
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    assert {end[0][-1] for end in ends(build).ends} == {0, 1}
+
+
+def test_a_variable_that_only_a_handler_reads_is_not_forgotten() -> None:
+    def build(rt) -> None:
+        a, b, out = rt.shared("a"), rt.shared("b"), rt.shared("out")
+
+        def reader() -> None:
+            seen = a.value
+            try:
+                b.add(1)
+                raise ValueError
+            except ValueError:
+                out.value = seen
+
+        def writer() -> None:
+            a.value = 1
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    assert {end[0][-1] for end in ends(build).ends} == {0, 1}
+
+
+def test_a_code_that_looks_at_its_variables_keeps_all() -> None:
+    def build(rt) -> None:
+        a, out = rt.shared("a"), rt.shared("out")
+
+        def reader() -> None:
+            first = a.value
+            out.add(1)
+            out.add(locals()["first"])
+
+        def writer() -> None:
+            a.value = 1
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    assert {end[0][-1] for end in ends(build).ends} == {1, 2}
+
+
+def test_a_variable_that_nobody_reads_again_does_not_multiply_states() -> None:
+    def explored(*, reads: bool) -> tuple[int, int]:
+        def build(rt) -> None:
+            a, out = rt.shared("a"), rt.shared("out")
+
+            def reader() -> None:
+                first = a.value
+                out.add(1)
+                out.add(1)
+                out.add(first)
+
+            def forgetful() -> None:
+                first = a.value
+                out.add(1 + first - first)
+                out.add(1)
+                out.add(0)
+
+            def writer() -> None:
+                a.value = 1
+
+            rt.spawn("R", "", reader if reads else forgetful)
+            rt.spawn("W", "", writer)
+
+        return len(ends(build).ends), product.explore(Program("program", build)).states
+
+    # R has read 0 or 1, and W is done or not: three pairs before each of the three operations, or two.
+    assert explored(reads=True) == (2, 14)
+    assert explored(reads=False) == (1, 10)
+
+
 def test_results_that_nobody_keeps_do_not_multiply_states() -> None:
     def build(rt) -> None:
         word = rt.shared("word")

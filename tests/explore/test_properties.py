@@ -69,7 +69,7 @@ EXPECTED: dict[tuple[str, ...], tuple[dict[str, int], int]] = {
             "OOM: in fill's hand": 13,
             "OOM: freed by another": 21,
             "stale actual": 44,
-            "livelock": 40,
+            "livelock": 39,
             "target missed": 44,
         },
         7168,

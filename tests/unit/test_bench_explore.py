@@ -28,7 +28,7 @@ def test_every_row_is_measured(small: Explore) -> None:
     assert found.keys() == {row.name for row in small.rows}
     assert all(sample.value > 0 for sample in found.values())
     states = product.explore(explore.program(explore.find("coarse"), SCENARIOS["teardown"])).states
-    assert found["matrix"].facts == {"scenarios": 2, "states": 800 + states}
+    assert found["matrix"].facts == {"scenarios": 2, "states": 588 + states}
     assert "two-ooms" in small.notes[-1]
 
 

@@ -8,14 +8,10 @@ soundly the local state is read off the actor's frames instead: for each frame t
 instruction and the local variables, followed through lists, dicts and objects down to
 plain values. Two histories that end in equal local states are then one node.
 
-"Where it can be done soundly": Python does not show a frame's evaluation stack, and in
-``a.value > b.value`` the first value lies only there while the second is being read.
-`_analyse` therefore interprets the bytecode abstractly and says, for an instruction, whether
-what lies below the call on the stack is known anyway: constants and variables, the exit
-method of a with statement, the iterator of a loop over ``range`` (its
-position is the loop variable) or over a variable that holds a list or tuple of items that differ
-from each other. Anything else, an opcode that this file does not know
-included, means no: the actor then has the local state of its history, which is always right.
+"Where it can be done soundly" is a matter of the evaluation stack, which Python does not show: see
+`balloonvq.explore.bytecode`. Where something on it cannot be told, the actor has the local state of its history,
+which is always right. Variables that the code does not read again are left out: histories that differ in nothing else
+are one node.
 
 What is assumed: no state in global variables, and none in the code of functions. An object with room for what only
 C sees, of a kind that is not known here, is taken for a new one each time, so that nothing that holds it is merged. Merges are checked by running the code along both
@@ -27,7 +23,6 @@ and again when it has changed; frames only point into it.
 
 from __future__ import annotations
 
-import dis
 import functools
 import struct
 import types
@@ -37,6 +32,8 @@ from enum import Enum
 from itertools import repeat
 from operator import is_
 from typing import Any, NamedTuple
+
+from balloonvq.explore.bytecode import hidden, instruction_at
 
 __all__ = ["Atom", "Reach", "fingerprint"]
 
@@ -51,118 +48,7 @@ _MISSING = object()
 
 _POINTER_BYTES = struct.calcsize("P")
 
-# -- the evaluation stack ----------------------------------------------------------
-
-#: What may lie on the stack without being part of the local state.
-_KNOWN = "known"
-_RANGE = "range"
-_RANGE_CLASS = "class range"
-_VALUE = "value"
-#: Prefix of the tag of the iterator over a variable.
-_OVER = "over "
-
-#: Of 3.11: what precedes a CALL, and performs it where the interpreter has specialised it. Nothing elsewhere.
-_PRECALL = dis.opmap.get("PRECALL", -1)
-
-_PURE_LOADS = frozenset({
-    "LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_FAST_BORROW", "LOAD_CONST", "LOAD_SMALL_INT", "LOAD_GLOBAL", "LOAD_DEREF",
-    "LOAD_CLOSURE", "PUSH_NULL", "LOAD_METHOD",
-})  # fmt: skip
-
-
-def _after(instruction: dis.Instruction, before: list[str], *, jump: bool) -> list[str]:
-    """The stack after an instruction, by tags."""
-    name = instruction.opname
-    effect = dis.stack_effect(instruction.opcode, instruction.arg, jump=jump)
-    stack = list(before)
-    if name in _PURE_LOADS:
-        tag = _KNOWN
-        if instruction.argval == "range" and name == "LOAD_GLOBAL":
-            tag = _RANGE_CLASS
-        elif name.startswith("LOAD_FAST"):
-            tag = _OVER + str(instruction.argval)
-        # LOAD_GLOBAL may push a NULL below the value.
-        return [*stack, *[_KNOWN] * (effect - 1), tag]
-    if name == "GET_ITER":
-        if stack[-1] != _RANGE and not stack[-1].startswith(_OVER):
-            stack[-1] = _VALUE
-        elif stack[-1].startswith(_OVER):
-            stack[-1] = "iter " + stack[-1]
-        return stack
-    if name == "SWAP":
-        # Puts a returned value below the exit method of a with statement.
-        other = -(instruction.arg or 1)
-        stack[-1], stack[other] = stack[other], stack[-1]
-        return stack
-    if name == "BEFORE_WITH":
-        return [*stack[:-1], _KNOWN, _VALUE]
-    if name == "PRECALL":
-        # 3.11 counts the arguments here and the callable at CALL.
-        return stack[: len(stack) + effect]
-    if name == "CALL":
-        kept = len(stack) + effect - 1
-        return [*stack[:kept], _RANGE if _RANGE_CLASS in stack[kept:] else _VALUE]
-    if effect >= 0:
-        return [*stack, *[_VALUE] * effect] if effect or not stack else _unknown_top(name, stack)
-    rest = stack[:effect]
-    return (
-        rest
-        if name.startswith(("STORE_", "POP_", "DELETE_", "RETURN_", "FOR_ITER", "END_FOR"))
-        else _unknown_top(name, rest)
-    )
-
-
-def _unknown_top(name: str, stack: list[str]) -> list[str]:
-    """An instruction that replaced the top of the stack, as far as we know."""
-    if name in {"NOP", "RESUME", "CACHE", "KW_NAMES", "EXTENDED_ARG", "MAKE_CELL", "COPY_FREE_VARS"}:
-        return stack
-    if name.startswith(("JUMP", "STORE_", "DELETE_")):
-        return stack
-    return [*stack[:-1], _VALUE] if stack else stack
-
-
-@functools.cache
-def _analysed(code: types.CodeType) -> dict[int, tuple[str, ...] | None]:
-    """What `_analyse` finds; nothing where it does not understand the code."""
-    try:
-        return _analyse(code)
-    except (IndexError, KeyError, ValueError):
-        return {}
-
-
-def _analyse(code: types.CodeType) -> dict[int, tuple[str, ...] | None]:
-    """For each instruction: whether all that lies below its operands is known, and on what condition."""
-    instructions = list(dis.get_instructions(code))
-    at = {instruction.offset: number for number, instruction in enumerate(instructions)}
-    stacks: dict[int, list[str]] = {}
-    work: list[tuple[int, list[str]]] = [(0, [])]
-    while work:
-        number, stack = work.pop()
-        if number >= len(instructions):
-            continue
-        old = stacks.get(number)
-        if old is not None:
-            joined = [a if a == b else _VALUE for a, b in zip(old, stack, strict=False)]
-            if joined == old:
-                continue
-            stack = joined
-        stacks[number] = stack
-        instruction = instructions[number]
-        if instruction.opcode in dis.hasjrel or instruction.opcode in dis.hasjabs:
-            work.append((at[instruction.argval], _after(instruction, stack, jump=True)))
-        if instruction.opname not in {"RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE_VARARGS"} and not (
-            instruction.opname.startswith("JUMP_") and "_IF_" not in instruction.opname
-        ):
-            work.append((number + 1, _after(instruction, stack, jump=False)))
-    found: dict[int, tuple[str, ...] | None] = {}
-    for number, stack in stacks.items():
-        instruction = instructions[number]
-        after = _after(instruction, stack, jump=False)
-        rest = after if instruction.opname.startswith(("STORE_", "DELETE_")) else after[:-1]
-        over = tuple(tag[len("iter " + _OVER) :] for tag in rest if tag.startswith("iter "))
-        found[instruction.offset] = None if _VALUE in rest else over
-    # Instructions that only an exception reaches are not in the table: not clean.
-    return found
+# -- frames ------------------------------------------------------------------------
 
 
 class _Point(NamedTuple):
@@ -183,29 +69,26 @@ _points: dict[tuple[int, int, frozenset[str]], _Point] = {}
 _numbers: dict[tuple[int, int], int] = {}
 
 
-def _instruction(code: types.CodeType, last: int) -> int:
-    """The instruction that an interpreter that says `last` is in."""
-    opcodes = code.co_code
-    while last > 0 and not opcodes[last]:
-        last -= 2  # an inline cache lies behind its instruction
-    if last >= 0 and opcodes[last] == _PRECALL:
-        last += 2
-        while not opcodes[last]:
-            last += 2
-    return last
-
-
 def _point(code: types.CodeType, last: int, left_out: frozenset[str], own: frozenset[str]) -> _Point:
     """What is known of a code that stands in a call at instruction `last`; looked up in `_points` from then on."""
-    at = _instruction(code, last)
+    at = instruction_at(code, last)
     number = _numbers.setdefault((id(code), at), len(_numbers))
-    if code.co_filename in own:
-        point = _Point(code, number, (), ())
-    else:
-        names = dict.fromkeys((*code.co_varnames, *code.co_cellvars, *code.co_freevars))
-        point = _Point(
-            code, number, _analysed(code).get(at), tuple(name for name in names if name not in left_out)
-        )
+    over: tuple[str, ...] | None = ()
+    names: tuple[str, ...] = ()
+    if code.co_filename not in own:
+        found = hidden(code).get(at)
+        if found is None or not found.told_by.isdisjoint(left_out):
+            over = None
+        else:
+            shared = (*code.co_cellvars, *code.co_freevars)
+            counting = [
+                name
+                for name in code.co_varnames
+                if found.needed is None or name in found.needed | found.told_by
+            ]
+            names = tuple(name for name in dict.fromkeys((*counting, *shared)) if name not in left_out)
+            over = found.over
+    point = _Point(code, number, over, names)
     _points[id(code), last, left_out] = point
     return point
 

@@ -28,7 +28,8 @@ def compact(
     """
     isolated = migrated = refused = no_page = 0
     listed = kernel.pages.counts().listed
-    for _ in range(listed if pages is None else min(pages, listed)):
+    tried = listed if pages is None else min(pages, listed)
+    for _ in range(tried):
         old = kernel.pages.isolate()
         if old is None:
             break
