@@ -333,10 +333,10 @@ class Product:
         narrow.close()
 
     def narrow(self) -> None:
-        """Makes fields wide enough for twice as many numbers as are known by now, and fills the last word with them."""
+        """Makes fields wide enough for eight times as many numbers as are known by now, and fills the last word with them."""
         sizes = [len(automaton.nodes) for automaton in self.automata]
         sizes += [len(self._values[index]) for index in self.objects]
-        self.widths = [(8 * size - 7).bit_length() for size in sizes]
+        self.widths = [(8 * size - 1).bit_length() for size in sizes]
         rest = -(sum(self.widths) + self.count.bit_length()) % 64
         more, left = divmod(rest, len(self.widths))
         self.widths = [min(width + more + (field < left), 32) for field, width in enumerate(self.widths)]
