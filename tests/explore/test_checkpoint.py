@@ -15,7 +15,7 @@ from balloonvq.driver.designs import find
 from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.explore import checkpoint, product
 from balloonvq.explore.automaton import Automaton
-from balloonvq.explore.product import Keeping, Limits
+from balloonvq.explore.product import Keeping, Limits, Product
 from balloonvq.explore.programs import generate
 from balloonvq.explore.scenarios import SCENARIOS, program
 from balloonvq.explore.verdict import Outcome
@@ -71,6 +71,31 @@ def test_random_programs_in_parts(tmp_path, bounds) -> None:
         assert told(verdict) == told(whole), seed
         parts += count - 1
     assert parts > 10
+
+
+def test_a_search_whose_fields_grow_comes_to_the_verdict_of_one_with_room(monkeypatch) -> None:
+    programs = [explored(*case) for case in CASES] + [generate(seed) for seed in range(15)]
+    roomy = [told(product.explore(what)) for what in programs]
+    grown = []
+    grow = Product.grow
+
+    def narrow(self: Product) -> None:
+        nodes, values = self.sizes()
+        sizes = nodes + [values[index] for index in self.objects]
+        self.widths = [max(1, (size - 1).bit_length()) for size in sizes]
+        self.start()
+
+    def grow_and_tell(self: Product) -> None:
+        before = self.widths
+        grow(self)
+        grown.append(bool(self.left))
+        assert all(map(int.__le__, before, self.widths))
+        assert before != self.widths
+
+    monkeypatch.setattr(Product, "narrow", narrow)
+    monkeypatch.setattr(Product, "grow", grow_and_tell)
+    assert [told(product.explore(what)) for what in programs] == roomy
+    assert sum(grown) > 10
 
 
 @pytest.fixture
@@ -195,6 +220,13 @@ def test_a_forged_file_is_an_error_and_no_verdict(left, members) -> None:
     edited(left, **members)
     with pytest.raises(InvalidArgument):
         go_on(left)
+
+
+def test_fields_without_room_for_what_was_known_are_an_error(left) -> None:
+    edited(left, widths=[1] * len(json.loads(left.read_bytes().partition(b"\n")[0])["widths"]))
+    with pytest.raises(InvalidArgument, match="does not fit") as caught:
+        go_on(left)
+    assert "too narrow" in caught.value.why
 
 
 def test_states_that_cannot_be_are_found(left) -> None:

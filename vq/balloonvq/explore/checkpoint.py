@@ -131,6 +131,8 @@ class Checkpoint:
                 raise ValueError("fields of another kind")
             product.widths = list(head["widths"])
             product.start()
+            if product.widths != head["widths"]:
+                raise ValueError("fields that are too narrow")
             self._check_states(product)
             product.kernel.read(self.body, head["state_bytes"])
             ends = itertools.accumulate(head["layers"])

@@ -30,6 +30,7 @@ left out before anything else is done. What is left goes through Tarjan's algori
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import reduce
 from operator import and_
@@ -61,10 +62,10 @@ class _Graph:
 
     def _exclude_progress(self) -> None:
         product = self.product
-        for actor, table in enumerate(product.tables):
-            for key in table:
+        for actor, tables in enumerate(product.tables):
+            for key in itertools.chain(*tables):
                 for decision, _ in product.moves(actor, key):
-                    if any(micro.operation.progress for micro in product.micros(key, decision)[0]):
+                    if any(operation.progress for operation, _ in product.performed(key, decision)):
                         self.kernel.set_progress(actor, key, decision[1])
 
     def locks(self, index: int, actor: int) -> bool:

@@ -39,9 +39,9 @@ import math
 import random
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from balloonvq.explore.automaton import Automaton, TooManyLocalStates, verify
 from balloonvq.explore.kernel import Event, Fields, Kernel
@@ -49,14 +49,13 @@ from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
 from balloonvq.explore.world import CLOCK, NOTHING, Nondeterminism, Program, Revised, World, tick
 from balloonvq.ffi import CData, lib
-from balloonvq.runtime.controlled import TICK, Decision, Execution
+from balloonvq.runtime.controlled import TICK, Decision, Execution, Place
 
 if TYPE_CHECKING:
     from balloonvq.explore.checkpoint import Checkpoint
 
 __all__ = [
     "Limits",
-    "Micro",
     "OnLayer",
     "Product",
     "Progress",
@@ -103,15 +102,14 @@ class Layer(NamedTuple):
     """Steps of all layers before it."""
 
 
-class Micro(NamedTuple):
-    """One operation inside a step."""
+class Effect(NamedTuple):
+    """What an operation does to one value of its object."""
 
-    actor: int
-    node: int
-    operation: Operation
     observed: Any
-    before: Any
-    after: Any
+    after: int
+    """Number of the object's value after it."""
+    following: int
+    """The actor's next local state."""
 
 
 #: Kinds of operations that spin: time may pass there.
@@ -158,21 +156,6 @@ class Special:
         self.open = open_
 
 
-class _Values(dict[int, Any]):
-    """The values of a state's objects, of those that somebody has asked for."""
-
-    __slots__ = ("_product", "_state")
-
-    def __init__(self, product: Product, state: int) -> None:
-        super().__init__()
-        self._product = product
-        self._state = state
-
-    def __missing__(self, index: int) -> Any:
-        value = self[index] = self._product.value(self._state, index)
-        return value
-
-
 class Product:
     """States, steps and tables of one program.
 
@@ -188,12 +171,11 @@ class Product:
         self.automata: list[Automaton] = []
         self._values: list[list[Hashable]] = []
         self._numbers: list[dict[Hashable, int]] = []
-        #: In the order in which numbers were given: (actor, local state, number of the value, choice),
-        #: or (-1, numbers of all values) for time's step.
-        self.learned: dict[tuple[int, ...], None] = {}
-        #: Bits of each actor's and of each object's field, grown by `widen`.
+        #: In the order in which numbers were given: (actor, local state, number of the value, choice) and what
+        #: that does, or (-1, numbers of all values) for time's step. None while it is being found out.
+        self.learned: dict[tuple[int, ...], Effect | None] = {}
+        #: Bits of each actor's and of each object's field.
         self.widths: list[int] = []
-        self._laid_out: list[int] = []
         #: Operations of random real executions that were compared with the automata; None before.
         self.sampled: int | None = None
         #: Whether tables and first state are those of what is known of the world.
@@ -233,8 +215,8 @@ class Product:
         self._lay_out()
         count = self.count
         self.masks: list[list[int]] = [[] for _ in range(count)]
-        self.tables: list[dict[int, int | Special]] = [{} for _ in range(count)]
-        self._keys: list[dict[int, list[int]]] = [{} for _ in range(count)]
+        #: Of each actor and local state: what the actor can do, by what of a state that depends on.
+        self.tables: list[list[dict[int, int | Special]]] = [[] for _ in range(count)]
         #: Actors of whose tables entries were removed because their node depends on more than was known then.
         self._emptied: set[int] = set()
         for index in range(count):
@@ -243,19 +225,22 @@ class Product:
         self.ready = True
 
     def _lay_out(self) -> None:
-        """The fields' places, from their widths."""
-        widths, count = self.widths, self.count
-        self._laid_out = list(widths)
+        """The fields' places, from their widths; one that is too narrow for what is known by now gets more bits."""
+        count = self.count
+        self.widths = widths = [
+            size.bit_length() + 4 if (size - 1) >> width else width
+            for size, width in zip(self._field_sizes(), self.widths, strict=True)
+        ]
         self.shifts = [0, *itertools.accumulate(widths)]
         self.bits = self.shifts.pop()
         self.actor_shift = self.shifts[:count]
         self.actor_mask = [(1 << width) - 1 for width in widths[:count]]
-        self.object_shift = dict(zip(self.objects, self.shifts[count:], strict=True))
-        self.object_mask = {
-            index: (1 << width) - 1 for index, width in zip(self.objects, widths[count:], strict=True)
-        }
-        self.clock_mask = self.object_mask[CLOCK] << self.object_shift[CLOCK]
-        self.clock_idle = self.number(CLOCK, (0, ())) << self.object_shift[CLOCK]
+        #: Of each object; "nothing" has no bits.
+        self.object_shift = [0] * len(self._values)
+        self.object_mask = [0] * len(self._values)
+        for index, shift, width in zip(self.objects, self.shifts[count:], widths[count:], strict=True):
+            self.object_shift[index] = shift
+            self.object_mask[index] = (1 << width) - 1
         looked_at = {index for one in self.world.invariants if not one.at_rest for index in one.objects}
         #: The fields of the objects that invariants of every state look at, and what they say of their values.
         self.watched = sum(self.object_mask[index] << self.object_shift[index] for index in looked_at)
@@ -286,76 +271,49 @@ class Product:
         return self._kernel
 
     def grow(self) -> None:
-        """Gives fields the place that they need by now; tables, and a search that was left, move along."""
+        """Gives fields the place that they need by now; a search that was left moves along."""
+        left, narrow, widths = self.left, self.kernel, self.widths
+        self.start()
         # (end of a field, bits that it gets there), from the top so that the lower ones stay where they are.
-        ends = itertools.accumulate(self._laid_out)
+        ends = itertools.accumulate(widths)
         gaps = [
-            (end, new - old)
-            for end, old, new in zip(ends, self._laid_out, self.widths, strict=True)
-            if old != new
-        ][::-1]
-
-        def moved(state: int) -> int:
-            for end, bits in gaps:
-                state = (state >> end << end + bits) | (state & ((1 << end) - 1))
-            return state
-
-        def entry(found: int | Special) -> int | Special:
-            if isinstance(found, int):
-                return moved(found)
-            moves = tuple((decision, moved(difference)) for decision, difference in found.moves)
-            return Special(moves, owner=found.owner, open_=found.open)
-
-        old = list(zip(self.shifts, self._laid_out, strict=True))
-        narrow = self.kernel
-        self._lay_out()
-        new = [((1 << width) - 1) << shift for shift, width in zip(self.shifts, self.widths, strict=True)]
-        for actor, masks in enumerate(self.masks):
-            wide = {
-                mask: sum(
-                    full
-                    for full, (shift, width) in zip(new, old, strict=True)
-                    if mask >> shift & ((1 << width) - 1)
-                )
-                for mask in set(masks)
-            }
-            self.masks[actor] = [wide[mask] for mask in masks]
-            for node, mask in enumerate(self.masks[actor]):
-                self.kernel.set_node(actor, node, mask, self._flags(actor, node))
-            self.tables[actor] = {moved(key): entry(found) for key, found in self.tables[actor].items()}
-            for key, found in self.tables[actor].items():
-                self._tell(actor, key, found)
-            for keys in self._keys[actor].values():
-                keys[:] = map(moved, keys)
-        self.initial = moved(self.initial)
-        if self.left:
-            self.kernel.widen(narrow, self.left[-1].end, gaps)
+            (end, new - old) for end, old, new in zip(ends, widths, self.widths, strict=True) if old != new
+        ]
+        if left:
+            self.kernel.widen(narrow, left[-1].end, gaps[::-1])
+            self.left = left
+            self.forget()
         narrow.close()
 
     def narrow(self) -> None:
         """Makes fields wide enough for eight times as many numbers as are known by now, and fills the last word with them."""
-        sizes = [len(automaton.nodes) for automaton in self.automata]
-        sizes += [len(self._values[index]) for index in self.objects]
-        self.widths = [(8 * size - 1).bit_length() for size in sizes]
+        self.widths = [(8 * size - 1).bit_length() for size in self._field_sizes()]
         rest = -(sum(self.widths) + self.count.bit_length()) % 64
         more, left = divmod(rest, len(self.widths))
         self.widths = [min(width + more + (field < left), 32) for field, width in enumerate(self.widths)]
         self.start()
 
-    def widen(self, field: int) -> Widened:
-        """Grows one field; the caller raises what comes back."""
-        self.widths[field] += 4
-        return Widened()
+    def _field_sizes(self) -> list[int]:
+        """How many numbers each field has to be wide enough for."""
+        nodes, values = self.sizes()
+        return nodes + [values[index] for index in self.objects]
 
-    def _cover(self, index: int) -> None:
-        masks = self.masks[index]
-        own = self.actor_mask[index] << self.actor_shift[index]
-        nodes = self.automata[index].nodes
-        if len(nodes) > self.actor_mask[index]:
-            raise self.widen(index)
-        while len(masks) < len(nodes):
-            self.kernel.set_node(index, len(masks), own, self._flags(index, len(masks)))
-            masks.append(own)
+    def _cover(self, actor: int) -> None:
+        """Makes tables for the local states that have none. A step from one depends on at least its object."""
+        masks, tables = self.masks[actor], self.tables[actor]
+        own = self.actor_mask[actor] << self.actor_shift[actor]
+        nodes = self.automata[actor].nodes
+        if len(nodes) - 1 > self.actor_mask[actor]:
+            raise Widened
+        for entry in nodes[len(masks) :]:
+            mask = own if entry.operation is None else own | self._object_bits(entry.operation.object)
+            self.kernel.set_node(actor, entry.index, mask, self._flags(actor, entry.index))
+            masks.append(mask)
+            tables.append({})
+
+    def _object_bits(self, index: int) -> int:
+        """The bits of an object's field."""
+        return self.object_mask[index] << self.object_shift[index]
 
     def _flags(self, actor: int, node: int) -> int:
         """What the kernel has to know of a local state, ``enum explore_node_flag``."""
@@ -370,17 +328,22 @@ class Product:
         )
 
     def number(self, index: int, value: Hashable) -> int:
-        """The number of a value of an object."""
-        found = self._numbers[index].get(value)
-        if found is None:
-            found = self.known(index, value)
-        if found > self.object_mask[index]:
-            raise self.widen(self.count + self.objects.index(index))
-        return found
+        """The number of a value of an object, which fits its field."""
+        return self._fitting(index, self.known(index, value))
+
+    def _fitting(self, index: int, number: int) -> int:
+        """This number of a value of an object.
+
+        Raises:
+            Widened: if it does not fit the object's field.
+        """
+        if number > self.object_mask[index]:
+            raise Widened
+        return number
 
     def known_values(self, index: int) -> list[Hashable]:
-        """All values of an object that were met so far."""
-        return list(self._values[index])
+        """All values of an object that were met so far, by number."""
+        return self._values[index]
 
     def known(self, index: int, value: Hashable) -> int:
         """The number of a value of an object, which need not fit its field."""
@@ -391,22 +354,25 @@ class Product:
 
     def _first(self) -> int:
         """The first state: each actor before its first scheduling point."""
-        state = self._with_values(0, dict(enumerate(self.world.start)))
+        state = self._with_numbers(0, self.first_numbers())
         for actor in range(self.count):
-            values = _Values(self, state)
-            node, _ = self._glue(actor, 0, values, [])
+            state = self._glue(actor, [0], state)
             self._cover(actor)
-            state = self._with_values(state, values) + (node << self.actor_shift[actor])
         return state
 
-    def _with_values(self, state: int, values: Mapping[int, Any]) -> int:
-        """The state in which these objects have these values."""
-        shifts, masks = self.object_shift, self.object_mask
-        for index, value in values.items():
-            if index != NOTHING:
-                shift = shifts[index]
-                state += (self.number(index, value) - ((state >> shift) & masks[index])) << shift
+    def first_numbers(self) -> list[int]:
+        """The numbers of all values at the start."""
+        return [self.known(index, value) for index, value in enumerate(self.world.start)]
+
+    def _with_numbers(self, state: int, numbers: Iterable[int]) -> int:
+        """The state in which the objects have the values with these numbers."""
+        for index, number in enumerate(numbers):
+            state ^= (self._field(state, index) ^ self._fitting(index, number)) << self.object_shift[index]
         return state
+
+    def _field(self, state: int, index: int) -> int:
+        """The number of an object's value."""
+        return state >> self.object_shift[index] & self.object_mask[index]
 
     def nodes(self, state: int) -> list[int]:
         """Each actor's local state."""
@@ -416,9 +382,7 @@ class Product:
 
     def value(self, state: int, index: int) -> Any:
         """One object's value."""
-        if index == NOTHING:
-            return None
-        return self._values[index][(state >> self.object_shift[index]) & self.object_mask[index]]
+        return self._values[index][self._field(state, index)]
 
     def values(self, state: int) -> list[Any]:
         """Each object's value."""
@@ -426,43 +390,80 @@ class Product:
 
     # -- one step ------------------------------------------------------------
 
-    def _glue(
-        self, actor: int, node: int, values: _Values, micros: list[Micro]
-    ) -> tuple[int, BaseException | None]:
-        """Performs what is glued to the last operation; (next node, error that ended the actor)."""
-        automaton = self.automata[actor]
-        while True:
-            entry = automaton.nodes[node]
-            operation = entry.operation
-            if operation is None:
-                return node, entry.error
-            if operation.visible:
-                return node, None
-            before = values[operation.object]
-            found = self.perform(actor, node, operation, before)
-            if found is None:
-                raise Nondeterminism(f"{operation!r} blocks although its guard is held", why=str(entry.place))
-            observed, after, following = found
-            values[operation.object] = after
-            micros.append(Micro(actor, node, operation, observed, before, after))
-            node = following
+    def _operate(self, actor: int, path: list[int], state: int, choice: int = 0) -> int | None:
+        """Performs one operation: the state after it, or None if it is blocked.
 
-    def perform(
-        self, actor: int, node: int, operation: Operation, before: Any, choice: int = 0
-    ) -> tuple[Any, Any, int] | None:
-        """One operation: (observed, value after, next local state), or None if it is blocked.
-
-        Whatever gets a number gets it here or in `ticked`, and `learned` says in which order.
+        Args:
+            actor: whose.
+            path: local states, the one with the operation last; the next one is added.
+            state: before it.
+            choice: its outcome, of several.
         """
-        result = (before, choice) if operation.options else operation.transition(before, actor)
-        if result is None:
+        node = path[-1]
+        index = self.automata[actor].nodes[node].operation.object  # type: ignore[union-attr]
+        shift, full = self.object_shift[index], self.object_mask[index]
+        before = state >> shift & full
+        effect = self.perform(actor, node, before, choice)
+        if effect is None:
             return None
-        after, observed = result
-        index = operation.object
-        self.learned[actor, node, self.known(index, before), choice] = None
-        following = self.automata[actor].step(node, observed)
-        self.known(index, after)
-        return observed, after, following
+        _, after, following = effect
+        if after > full or following > self.actor_mask[actor]:
+            raise Widened
+        path.append(following)
+        return state ^ (before ^ after) << shift ^ (node ^ following) << self.actor_shift[actor]
+
+    def _glue(self, actor: int, path: list[int], state: int) -> int:
+        """Performs what is glued to the last operation, as `_operate`."""
+        nodes = self.automata[actor].nodes
+        while True:
+            entry = nodes[path[-1]]
+            if entry.operation is None or entry.operation.visible:
+                return state
+            after = self._operate(actor, path, state)
+            if after is None:
+                raise Nondeterminism(
+                    f"{entry.operation!r} blocks although its guard is held", why=str(entry.place)
+                )
+            state = after
+
+    def step(self, actor: int, state: int, choice: int = 0) -> tuple[list[int], int] | None:
+        """A step in full: (the actor's local states from before it to after it, the state after it).
+
+        None if it is blocked.
+        """
+        path = [state >> self.actor_shift[actor] & self.actor_mask[actor]]
+        after = self._operate(actor, path, state, choice)
+        return None if after is None else (path, self._glue(actor, path, after))
+
+    def performed(self, state: int, decision: Decision) -> list[tuple[Operation, Place]]:
+        """The operations of an actor's step that is possible, and where they are called."""
+        actor, choice = decision
+        found = self.step(actor, state, choice)
+        assert found is not None
+        nodes = self.automata[actor].nodes
+        return [(cast("Operation", nodes[node].operation), nodes[node].place) for node in found[0][:-1]]
+
+    def perform(self, actor: int, node: int, before: int, choice: int = 0) -> Effect | None:
+        """What the operation of a local state does to the value with this number, or None if it is blocked.
+
+        Whatever gets a number gets it here or in `tick`, and `learned` says in which order.
+        """
+        key = actor, node, before, choice
+        effect = self.learned.get(key)
+        if effect is None:
+            automaton = self.automata[actor]
+            operation = automaton.nodes[node].operation
+            assert operation is not None
+            index = operation.object
+            value = self._values[index][before]
+            result = (value, choice) if operation.options else operation.transition(value, actor)
+            if result is None:
+                return None
+            after, observed = result
+            self.learned[key] = None
+            following = automaton.step(node, observed)
+            effect = self.learned[key] = Effect(observed, self.known(index, after), following)
+        return effect
 
     def learn_again(self, learned: Iterable[tuple[int, ...]]) -> None:
         """Does what another product had in `learned`, so that all numbers are the same.
@@ -475,15 +476,12 @@ class Product:
             if actor == TICK[0]:
                 if len(numbers) != len(self._values):
                     raise ValueError("a step of time has too few values")
-                values = [known[number] for known, number in zip(self._values, numbers, strict=True)]
-                self.tick(values)
+                self.tick(numbers)
                 continue
             node, before, choice = numbers
-            operation = self.operation(actor, node)
-            if operation is None or min(actor, node, before, choice) < 0:
+            if min(actor, node, before, choice) < 0 or self.operation(actor, node) is None:
                 raise ValueError("a step of an actor that has ended")
-            value = self._values[operation.object][before]
-            if self.perform(actor, node, operation, value, choice) is None:
+            if self.perform(actor, node, before, choice) is None:
                 raise ValueError("a step that is blocked")
 
     def sizes(self) -> tuple[list[int], list[int]]:
@@ -499,41 +497,14 @@ class Product:
             lines += [repr(value) for value in known[:count]]
         return "\n".join(lines)
 
-    def micros(self, state: int, decision: Decision) -> tuple[list[Micro], int, BaseException | None]:
-        """A step in full: its operations, the state after it, the error that it ends with."""
-        if decision == TICK:
-            after = self.ticked(state)
-            assert after is not None
-            return [], after, None
-        actor, choice = decision
-        shift = self.actor_shift[actor]
-        node = (state >> shift) & self.actor_mask[actor]
-        operation = self.automata[actor].nodes[node].operation
-        assert operation is not None
-        values = _Values(self, state)
-        before = values[operation.object]
-        found = self.perform(actor, node, operation, before, choice)
-        assert found is not None
-        observed, after, following = found
-        values[operation.object] = after
-        micros = [Micro(actor, node, operation, observed, before, after)]
-        following, error = self._glue(actor, following, values, micros)
-        self._cover(actor)
-        return micros, self._with_values(state, values) + ((following - node) << shift), error
-
     def _compute(self, actor: int, state: int) -> int | Special:
         """Fills one table entry."""
-        shift = self.actor_shift[actor]
-        node = (state >> shift) & self.actor_mask[actor]
+        node = (state >> self.actor_shift[actor]) & self.actor_mask[actor]
         operation = self.automata[actor].nodes[node].operation
-        if operation is None:
-            found: int | Special = 0
-        else:
-            found = self._entry(actor, node, operation, state)
+        found = 0 if operation is None else self._entry(actor, node, operation, state)
         key = state & self.masks[actor][node]
-        self.tables[actor][key] = found
+        self.tables[actor][node][key] = found
         self._tell(actor, key, found)
-        self._keys[actor].setdefault(node, []).append(key)
         return found
 
     def _tell(self, actor: int, key: int, found: int | Special) -> None:
@@ -600,50 +571,44 @@ class Product:
         return answer
 
     def _entry(self, actor: int, node: int, operation: Operation, state: int) -> int | Special:
-        automaton = self.automata[actor]
-        self._touch(actor, node, {operation.object})
-        if operation.blocks:
-            value = self.value(state, operation.object)
-            if operation.transition(value, actor) is None:
-                if operation.kind == "lock" and value >= 0 and automaton.nodes[node].holds:
-                    return Special(owner=value)
-                return 0
+        nodes = self.automata[actor].nodes
         moves: list[tuple[Decision, int]] = []
         failed = False
         for choice in range(operation.options or 1):
-            micros, target, error = self.micros(state, (actor, choice))
-            self._touch(actor, node, {micro.operation.object for micro in micros})
-            failed = failed or error is not None
-            moves.append(((actor, choice), target ^ state))
+            step = self.step(actor, state, choice)
+            self._cover(actor)
+            if step is None:
+                if operation.kind == "lock" and nodes[node].holds:
+                    return Special(owner=self.value(state, operation.object))
+                return 0
+            path, after = step
+            if len(path) > 2:
+                self._touch(actor, path)
+            failed = failed or nodes[path[-1]].error is not None
+            moves.append(((actor, choice), after ^ state))
         # A step that changes nothing must not look like a blocked one.
         if not failed and len(moves) == 1 and not operation.open and moves[0][1]:
             return moves[0][1]
         return Special(tuple(moves), open_=operation.open)
 
-    def _touch(self, actor: int, node: int, touched: set[int]) -> None:
-        """Makes the entries of a node depend on these objects too."""
-        masks = self.masks[actor]
+    def _touch(self, actor: int, path: list[int]) -> None:
+        """Makes the entries of the first local state depend on the objects of all operations that follow from it."""
+        node, *glued = path[:-1]
+        nodes, masks = self.automata[actor].nodes, self.masks[actor]
         wanted = masks[node]
-        for index in touched - {NOTHING}:
-            wanted |= self.object_mask[index] << self.object_shift[index]
+        for passed in glued:
+            wanted |= self._object_bits(nodes[passed].operation.object)  # type: ignore[union-attr]
         if wanted != masks[node]:
-            old = masks[node]
             masks[node] = wanted
             self.kernel.set_node(actor, node, wanted, self._flags(actor, node))
-            own = self.actor_mask[actor] << self.actor_shift[actor]
-            if old != own:
-                for key in self._keys[actor].pop(node, ()):
-                    del self.tables[actor][key]
-                    self._emptied.add(actor)
-
-    def key(self, actor: int, state: int) -> int:
-        """What of a state the actor's next step depends on."""
-        return state & self.masks[actor][(state >> self.actor_shift[actor]) & self.actor_mask[actor]]
+            if self.tables[actor][node]:
+                self.tables[actor][node] = {}
+                self._emptied.add(actor)
 
     def entry(self, actor: int, state: int) -> int | Special:
         """What an actor can do in a state."""
-        mask = self.masks[actor][(state >> self.actor_shift[actor]) & self.actor_mask[actor]]
-        found = self.tables[actor].get(state & mask)
+        node = state >> self.actor_shift[actor] & self.actor_mask[actor]
+        found = self.tables[actor][node].get(state & self.masks[actor][node])
         return self._compute(actor, state) if found is None else found
 
     def moves(self, actor: int, state: int) -> tuple[tuple[Decision, int], ...]:
@@ -690,19 +655,18 @@ class Product:
 
     def ticked(self, state: int) -> int | None:
         """The state after time's step, if a timer runs."""
-        after = self.tick(self.values(state))
-        return None if after is None else self._with_values(state, dict(enumerate(after)))
+        after = self.tick([self._field(state, index) for index in range(len(self._values))])
+        return None if after is None else self._with_numbers(state, after)
 
-    def tick(self, values: list[Any]) -> list[Any] | None:
-        """The values after time's step, if a timer runs."""
+    def tick(self, numbers: Sequence[int]) -> list[int] | None:
+        """The numbers of all values after time's step, if a timer runs."""
+        values = [known[number] for known, number in zip(self._values, numbers, strict=True)]
         after = tick(values, absolute=self.world.bounds.absolute_time)
-        if after is not None and any(
-            value not in known for value, known in zip(after, self._numbers, strict=True)
-        ):
-            self.learned[TICK[0], *map(self.known, range(len(values)), values)] = None
-            for index, value in enumerate(after):
-                self.known(index, value)
-        return after
+        if after is None:
+            return None
+        if any(value not in known for value, known in zip(after, self._numbers, strict=True)):
+            self.learned[TICK[0], *numbers] = None
+        return [self.known(index, value) for index, value in enumerate(after)]
 
     def successors(self, state: int, running: int = -1) -> list[tuple[Decision, int]]:
         """All steps; on one processor, those that the running actor leaves possible."""
@@ -771,31 +735,26 @@ class Product:
             for operation in map(self.operation, range(self.count), self.nodes(state))
         ):
             return None
-        steps: dict[int, list[Micro]] = {}
+        steps: dict[int, list[tuple[Operation, Place]]] = {}
         for decision, _ in self.successors(state):
             if decision != TICK:
-                steps.setdefault(decision[0], []).extend(self.micros(state, decision)[0])
-        for actor, micros in steps.items():
-            first = micros[0]
-            if not first.operation.open:
+                steps.setdefault(decision[0], []).extend(self.performed(state, decision))
+        for actor, other in itertools.permutations(steps, 2):
+            first, place = steps[actor][0]
+            if not first.open:
                 continue
-            for other, theirs in steps.items():
-                if other == actor:
-                    continue
-                for micro in theirs:
-                    same = micro.operation.object == first.operation.object
-                    if same and (micro.operation.writes or first.operation.writes):
-                        return self.race_text(first, micro)
+            for second, there in steps[other]:
+                if second.object == first.object and (second.writes or first.writes):
+                    return self.race_text((actor, first, place), (other, second, there))
         return None
 
-    def race_text(self, first: Micro, second: Micro) -> str:
+    def race_text(self, *both: tuple[int, Operation, Place]) -> str:
         """Both places of a race, smaller first."""
-        sides = []
-        for micro in (first, second):
-            place = self.automata[micro.actor].nodes[micro.node].place
-            name = self.world.actors[micro.actor].name
-            sides.append(f"{name} {micro.operation.kind} at {place[0].rpartition('/')[2]}:{place[1]}")
-        return f"{first.operation.name}: {' and '.join(sorted(sides))}"
+        sides = [
+            f"{self.world.actors[actor].name} {operation.kind} at {file.rpartition('/')[2]}:{line}"
+            for actor, operation, (file, line) in both
+        ]
+        return f"{both[0][1].name}: {' and '.join(sorted(sides))}"
 
     def deadlock_text(self, actors: tuple[int, ...] | list[int], state: int) -> str:
         """Who waits for what."""
@@ -1147,25 +1106,27 @@ def compare(product: Product, execution: Execution) -> int:
         Nondeterminism: at the first difference.
     """
     at = [0] * product.count
-    values = list(product.world.start)
+    numbers = product.first_numbers()
     assert execution.log is not None
     assert execution.places is not None
-    for (actor, operation, observed, before, after), place in zip(
-        execution.log, execution.places, strict=True
-    ):
+    for (actor, operation, observed, _, after), place in zip(execution.log, execution.places, strict=True):
         if operation is None:
-            values = product.tick(values) or values
+            numbers = product.tick(numbers) or numbers
             continue
         automaton = product.automata[actor]
         node = automaton.nodes[at[actor]]
         if node.operation is not operation or node.place != place:
             raise automaton.differs(node, operation, place)
-        choice = observed if operation.options else 0
-        found = product.perform(actor, at[actor], operation, before, choice)
-        if found is None or found[:2] != (observed, after):
+        index = operation.object
+        effect = product.perform(actor, at[actor], numbers[index], observed if operation.options else 0)
+        if (
+            effect is None
+            or effect.observed != observed
+            or product.known_values(index)[effect.after] != after
+        ):
             raise automaton.differs(node, operation, place)
-        at[actor] = found[2]
-        values[operation.object] = after
+        at[actor] = effect.following
+        numbers[index] = effect.after
     return len(execution.log)
 
 

@@ -56,8 +56,9 @@ def _export(product: Product, limits: Limits) -> str:
     lines += [f"int o{index} = {_field(product, product.initial, index)};" for index in product.objects]
     lines += ["", "active proctype program()", "{", "end:", "\tdo"]
     for actor in range(product.count):
-        for key, entry in product.tables[actor].items():
-            lines += _options(product, actor, key, entry)
+        for table in product.tables[actor]:
+            for key, entry in table.items():
+                lines += _options(product, actor, key, entry)
     stuck = " || ".join(_stuck(product, actor) for actor in range(product.count))
     lines.append(f"\t:: timeout && !({_excused(product)}) && ({stuck}) -> assert(false)")
     lines += ["\tod", "}", ""]
