@@ -93,3 +93,14 @@ def test_signs_become_ascii_of_the_same_width() -> None:
         check=True,
     )
     assert result.stdout == "+ x > 3 us +#. ?\n"
+
+
+def test_a_page_for_the_name_of_stdout_does_not_replace_the_file_behind_it(tmp_path: Path) -> None:
+    # The page took the file's place, and the result went with the old one.
+    line = '{ echo begun; "$@" explore modern --scenario two-ooms --html /dev/stdout; } >result'
+    assert shell(f"cd {tmp_path} && {line}").returncode == 0
+    text = (tmp_path / "result").read_text()
+    assert text.startswith("begun\ndesign modern\n")
+    assert "</html>" in text
+    assert text.endswith(")\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]

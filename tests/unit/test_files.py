@@ -86,3 +86,25 @@ def test_a_link_to_itself_is_an_error_of_the_system(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="link"), written_whole(link):
         pass
     assert list(tmp_path.iterdir()) == [link]
+
+
+@pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd"])
+def test_an_open_descriptor_is_written_to_from_where_it_stands(tmp_path: Path, folder: str) -> None:
+    path = tmp_path / "log"
+    with path.open("w+b", buffering=0) as log:
+        log.write(b"before\n")
+        inode = path.stat().st_ino
+        with written_whole(Path(f"{folder}/{log.fileno()}")) as file:
+            file.write(b"within\n")
+        log.write(b"after\n")
+    assert path.read_bytes() == b"before\nwithin\nafter\n"
+    assert path.stat().st_ino == inode
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_descriptor_that_is_not_open_cannot_be_written() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.close(writer)
+    with pytest.raises(OSError, match="descriptor"), written_whole(Path(f"/dev/fd/{writer}")):
+        pytest.fail("it was opened")
