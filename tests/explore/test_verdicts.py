@@ -6,6 +6,7 @@ import examples
 import pytest
 from examples import program
 
+from balloonvq.errors import InvalidArgument
 from balloonvq.explore import dpor, naive, product, random_walk
 from balloonvq.explore.verdict import Kind, Outcome
 from balloonvq.explore.world import Bounds, Program
@@ -309,3 +310,13 @@ def test_a_bug_on_one_processor_has_a_schedule() -> None:
     assert verdict.bug.kind is Kind.DEADLOCK
     assert len(verdict.bug.shortest) >= 4
     assert verdict.checked >= 4
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [product.explore, naive.explore, dpor.explore, random_walk.explore],
+    ids=lambda one: one.__module__,
+)
+def test_a_program_without_actors_is_no_program(engine) -> None:
+    with pytest.raises(InvalidArgument, match="program nothing has no actors"):
+        engine(Program("nothing", lambda runtime: None))

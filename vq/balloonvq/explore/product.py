@@ -1224,7 +1224,7 @@ def explore(
         keeping: where the search is kept on disk, and where it goes on from.
 
     Raises:
-        InvalidArgument: if it cannot go on from that file.
+        InvalidArgument: if the program has no actors, or it cannot go on from that file.
         Nondeterminism: if the program is no function of what its actors observe.
     """
     if keeping is not None and keeping.resume is not None:

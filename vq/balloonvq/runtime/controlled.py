@@ -458,6 +458,12 @@ class ControlledRuntime(Atom):
         self._asleep, self._disarm, self._now = clock.fixed
         self._spins_on = self._relax, self._cpu_relax = cast("tuple[Operation, Operation]", nothing.fixed)
         world.program.build(self)
+        if not world.actors:
+            raise InvalidArgument(
+                f"program {world.program.name} has no actors",
+                why="its build function spawned none, so nothing would happen",
+                hint="runtime.spawn(name, role, function) makes one",
+            )
         if not world.complete:
             world.complete = True
             world.start = list(self.values)
