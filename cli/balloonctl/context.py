@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -66,12 +67,28 @@ def _is_terminal(stream: TextIO) -> bool:
         return False
 
 
+def _without_trailing_blanks(text: str) -> str:
+    """The lines without the blanks that fill up a table's last column; colours stay."""
+    return re.sub(r"(?: |\x1b\[[0-9;]*m)+$", lambda end: end[0].replace(" ", ""), text, flags=re.MULTILINE)
+
+
 def _console(stream: TextIO, flag: str, *, stderr: bool) -> Console:
     """Rich's console on a stream, with our colour decision instead of its own."""
     from rich.console import Console
 
+    terminal = _is_terminal(stream)
+
     class OurConsole(Console):
-        """Leaves a broken pipe to whoever knows its exit code."""
+        """Leaves a broken pipe to whoever knows its exit code, and the blanks at the ends of lines out of files."""
+
+        def print(self, *objects: Any, **how: Any) -> None:
+            if terminal:
+                super().print(*objects, **how)
+                return
+            with self.capture() as drawn:
+                super().print(*objects, **how)
+            self.file.write(_without_trailing_blanks(drawn.get()))
+            self.file.flush()
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
@@ -83,7 +100,7 @@ def _console(stream: TextIO, flag: str, *, stderr: bool) -> Console:
         stderr=stderr,
         color_system=("auto" if known else "standard") if colour else None,
         no_color=not colour,
-        force_terminal=colour or _is_terminal(stream),
+        force_terminal=colour or terminal,
         highlight=False,
         markup=False,
         emoji=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,11 @@ def test_a_page_for_the_name_of_stdout_does_not_replace_the_file_behind_it(tmp_p
     assert "</html>" in text
     assert text.endswith(")\n")
     assert [path.name for path in tmp_path.iterdir()] == ["result"]
+
+
+@pytest.mark.parametrize("color", ["never", "always"])
+@pytest.mark.parametrize("command", ["designs", "explore --list", "info"])
+def test_lines_in_a_pipe_have_no_blanks_at_their_ends(command: str, color: str) -> None:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shell(f'"$@" {command} --color {color}').stdout)
+    assert len(text.splitlines()) > 5
+    assert [line for line in text.splitlines() if line != line.rstrip()] == []
