@@ -53,9 +53,36 @@ def busy() -> FakeMachine:
     return machine
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_status(width: int, snapshot: Any) -> None:
     assert draw(render_status(to_document(busy().status())), width) == snapshot
+
+
+def test_a_column_of_the_queues_that_does_not_fit_stands_below() -> None:
+    machine = busy()
+    machine.counters = replace(machine.counters, kicks=123_456_789, interrupts=123_456_789, requests=1)
+    text = draw(render_status(to_document(machine.status())), 80)
+    assert "…" not in text
+    assert text.count("queue  ") == 2
+    assert "41 µs" in text
+
+
+def test_one_of_a_thing_is_called_so() -> None:
+    machine = busy()
+    machine.counters = Counters(kicks=1, config_changes=1, pfns_duplicate=1, inflated_pages=1, discards=1)
+    text = draw(render_status(to_document(machine.status())), 120)
+    for words in ("1  kick ", "1  config change\n", "1  PFN twice", "1  page inflated", "1  system call "):
+        assert words in text
+
+
+@pytest.mark.parametrize("width", [30, 60])
+def test_ps_on_a_narrow_terminal(width: int, snapshot: Any) -> None:
+    rows = [
+        {"name": "a", "state": "dead", "trouble": "it was killed"},
+        {"name": "b", "state": "starting", "pid": 7},
+        {"name": "c", **to_document(busy().status())},
+    ]
+    assert draw(render_ps({"machines": rows}), width) == snapshot
 
 
 def test_status_in_trouble(snapshot: Any) -> None:

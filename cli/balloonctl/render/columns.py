@@ -35,6 +35,11 @@ class Columns:
             for column, cell in enumerate(row):
                 self._widths[column] = max(self._widths[column], cell.cell_len)
 
+    @property
+    def width(self) -> int:
+        """Of the longest row there could be."""
+        return sum(self._widths) + _GAP * (len(self._widths) - 1)
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room = options.max_width
         for row in self._rows:

@@ -31,7 +31,7 @@ def render_designs(document: Mapping[str, Any]) -> RenderableType:
     designs = document["designs"]
     if len(designs) == 1 and "text" in designs[0]:
         return _one(designs[0])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("design", no_wrap=True)
     table.add_column("kernels", no_wrap=True)
     table.add_column("known for; options of --set, the default first", overflow="fold")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -10,7 +10,8 @@ from rich.text import Text
 from balloonctl.render.units import duration, size
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
 
 __all__ = ["render_ps", "render_serve", "render_start", "render_stop", "state_text"]
 
@@ -59,31 +60,65 @@ def render_stop(document: Mapping[str, Any]) -> Text:
     )
 
 
+class _Machines:
+    """A row a machine; where the rows do not fit, a few short lines a machine."""
+
+    def __init__(self, machines: Sequence[Mapping[str, Any]]) -> None:
+        self._machines = machines
+
+    def _table(self) -> Table:
+        """The rows."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+        for name in ("name", "state", "pid", "design"):
+            table.add_column(name, no_wrap=True)
+        for name in ("target", "actual", "memory", "up"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self._machines:
+            pid = row.get("pid")
+            table.add_row(
+                row["name"],
+                state_text(row.get("state") or "-"),
+                "-" if pid is None else str(pid),
+                row.get("design") or "-",
+                size(row.get("target_bytes")),
+                size(row.get("actual_bytes")),
+                size(row.get("ram_bytes")),
+                duration(row.get("uptime_ns")),
+            )
+        return table
+
+    def _lines(self) -> Iterator[Text]:
+        """The same in lines that may be wrapped."""
+        for row in self._machines:
+            yield Text.assemble((row["name"], "bold"), "  ", state_text(row.get("state") or "-"))
+            if "target_bytes" in row:
+                sizes = (f"{name} {size(row[f'{name}_bytes'])}" for name in ("target", "actual"))
+                yield Text(f"  {', '.join(sizes)}, memory {size(row.get('ram_bytes'))}")
+            about = [
+                f"design {row['design']}" if row.get("design") else "",
+                f"pid {row['pid']}" if row.get("pid") is not None else "",
+                f"up {duration(row['uptime_ns'])}" if "uptime_ns" in row else "",
+            ]
+            if any(about):
+                yield Text(f"  {', '.join(filter(None, about))}")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        table = self._table()
+        if console.measure(table, options=options.update(max_width=10_000)).maximum <= options.max_width:
+            yield table
+        else:
+            yield from self._lines()
+
+
 def render_ps(document: Mapping[str, Any]) -> RenderableType:
-    """A row a machine."""
+    """The machines, and below them what is wrong with those that are in trouble."""
     machines = document["machines"]
     if not machines:
         return Text("no machine is running")
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in ("name", "state", "pid", "design"):
-        table.add_column(name, overflow="fold")
-    for name in ("target", "actual", "memory", "up"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in machines:
-        pid = row.get("pid")
-        table.add_row(
-            row["name"],
-            state_text(row.get("state") or "-"),
-            "-" if pid is None else str(pid),
-            row.get("design") or "-",
-            size(row.get("target_bytes")),
-            size(row.get("actual_bytes")),
-            size(row.get("ram_bytes")),
-            duration(row.get("uptime_ns")),
-        )
     troubles = [Text(f"✗ {row['name']}: {row['trouble']}", "red") for row in machines if row.get("trouble")]
-    return Group(table, *troubles) if troubles else table
+    return Group(_Machines(machines), *troubles)

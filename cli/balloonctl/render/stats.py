@@ -44,7 +44,7 @@ def render_stats(document: Mapping[str, Any]) -> RenderableType:
     heading = Text(f"updates {count(document['updates'])}, the last {last}")
     if not document["stats"]:
         return heading
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("statistic", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -37,8 +38,16 @@ _COUNTERS = (
     ),
 )
 
-#: Columns from which on three counters stand in a row.
-_WIDE = 96
+#: Columns of a terminal from which on three counters stand in a row, and two.
+_WIDE, _MIDDLE = 96, 70
+
+#: Columns of the queues in groups that stay together: member, upper and lower line of the heading.
+_QUEUE_COLUMNS = (
+    (("size", "", "size"), ("depth", "", "depth")),
+    (("kicks", "kicks", "sent"), ("kicks_suppressed", "kicks", "supp.")),
+    (("interrupts", "irqs", "sent"), ("interrupts_suppressed", "irqs", "supp.")),
+    (("p50_ns", "time", "p50"), ("p99_ns", "time", "p99"), ("max_ns", "time", "max")),
+)
 
 #: What a counter is called within its family, where its own name would repeat it.
 _SHORT = {
@@ -140,22 +149,40 @@ def _overview(status: Mapping[str, Any]) -> Columns:
     return Columns(rows, fold=True)
 
 
-def _queues(status: Mapping[str, Any]) -> Columns:
-    """A row a queue: how full, notified and not (suppressed) how often, how long a request takes."""
-    head = ("queue", "size", "depth", "kicks", "supp.", "irqs", "supp.", "p50", "p99", "max")
-    rows = [[Text(name, "bold") for name in head]]
-    for queue in status["queues"]:
-        latency = queue.get("latency") or {}
-        seen = latency.get("count")
-        figures = ("size", "depth", "kicks", "kicks_suppressed", "interrupts", "interrupts_suppressed")
-        rows.append(
-            [
-                Text(queue["name"]),
-                *(Text(count(queue[name])) for name in figures),
-                *(Text(duration(latency[name]) if seen else "-") for name in ("p50_ns", "p99_ns", "max_ns")),
-            ]
-        )
-    return Columns(rows, right=range(1, len(head)))
+class _Queues:
+    """A row a queue: how full, notified and not (suppressed) how often, how long a request takes.
+
+    Columns that do not fit beside the others stand below them.
+    """
+
+    def __init__(self, queues: Sequence[Mapping[str, Any]]) -> None:
+        self._names = [Text(""), Text("queue", "bold"), *(Text(queue["name"]) for queue in queues)]
+        self._groups = [[_queue_column(queues, *one) for one in group] for group in _QUEUE_COLUMNS]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        block = [self._names]
+        for group in self._groups:
+            if len(block) > 1 and self._columns([*block, *group]).width > options.max_width:
+                yield self._columns(block)
+                yield ""
+                block = [self._names]
+            block += group
+        yield self._columns(block)
+
+    def _columns(self, columns: Sequence[Sequence[Text]]) -> Columns:
+        return Columns(list(zip(*columns, strict=True)), right=range(1, len(columns)))
+
+
+def _queue_column(queues: Sequence[Mapping[str, Any]], member: str, upper: str, lower: str) -> list[Text]:
+    """A heading of two lines and the figure of each queue; a time is that of its latency."""
+    cells = [Text(upper, "bold"), Text(lower, "bold")]
+    for queue in queues:
+        if member.endswith("_ns"):
+            latency = queue.get("latency") or {}
+            cells.append(Text(duration(latency[member]) if latency.get("count") else "-"))
+        else:
+            cells.append(Text(count(queue[member])))
+    return cells
 
 
 class _Counters:
@@ -165,7 +192,13 @@ class _Counters:
         self._counters = counters
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield _counters(self._counters, across=3 if options.max_width >= _WIDE else 2)
+        width = options.max_width
+        yield _counters(self._counters, across=3 if width >= _WIDE else 2 if width >= _MIDDLE else 1)
+
+
+def _singular(words: str) -> str:
+    """What one of these is called: `page lost` for `pages lost`."""
+    return re.sub(r"s\b", "", words, count=1)
 
 
 def _counters(counters: Mapping[str, int], across: int) -> Columns:
@@ -180,9 +213,10 @@ def _counters(counters: Mapping[str, int], across: int) -> Columns:
             for name in present[start : start + across]:
                 bad = family == "broken" and counters[name] != 0
                 number = f"✗ {count(counters[name])}" if bad else count(counters[name])
+                words = _SHORT.get(name, name.replace("_", " "))
                 cells += [
                     Text(number, "bold red" if bad else "bold" if counters[name] else "dim"),
-                    Text(_SHORT.get(name, name.replace("_", " "))),
+                    Text(_singular(words) if counters[name] == 1 else words),
                 ]
             rows.append(cells)
     return Columns(rows, right=range(1, 2 * across, 2))
@@ -192,7 +226,7 @@ def render_status(status: Mapping[str, Any]) -> RenderableType:
     """The whole status."""
     parts: list[RenderableType] = [_overview(status)]
     if status.get("queues"):
-        parts += ["", _queues(status)]
+        parts += ["", _Queues(status["queues"])]
     if status.get("counters"):
         parts += ["", _Counters(status["counters"])]
     return Group(*parts)
