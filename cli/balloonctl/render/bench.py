@@ -255,6 +255,16 @@ def _result(result: Mapping[str, Any]) -> Iterable[RenderableType]:
         yield Text(note, style="dim")
 
 
+def _legend(results: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    """What the signs behind ratios mean, if there are any."""
+    ratios = [ratio for result in results for row in result["rows"] for ratio in row["against"]]
+    if any(ratio["at_most"] is not None for ratio in ratios):
+        yield Text(
+            "✓ the ratio is within its goal, ✗ it is above; --output json has the goals as at_most",
+            style="dim",
+        )
+
+
 def render_report(document: Mapping[str, Any]) -> RenderableType:
     """All results of a run, and what they should be read with."""
     parts: list[RenderableType] = []
@@ -266,6 +276,7 @@ def render_report(document: Mapping[str, Any]) -> RenderableType:
             *(Text(f"{name}: {skipped[name]}", style="dim") for name in ("why", "hint") if skipped[name]),
             Text(),
         ]
+    parts += _legend(document["results"])
     parts.append(Text(host_line(document["host"]), style="dim"))
     return Group(*parts)
 
