@@ -92,6 +92,25 @@ def test_status_in_trouble(snapshot: Any) -> None:
     assert draw(render_status(to_document(machine.status()))) == snapshot
 
 
+def test_a_slip_in_a_design_is_not_called_a_bug_of_the_kernel() -> None:
+    trouble = "task W ended with ValueError at mine.py:5 in Mine.fill: my own mistake"
+    document = to_document(busy().status())
+    document |= {"state": "bug", "trouble": trouble, "balloon": {"state": "short", "reason": "kernel-bug"}}
+    text = draw(render_status(document))
+    assert "short of its target: a task of the guest ended with ValueError" in text
+    assert "BUG()" not in text
+    text = draw(render_status(document | {"trouble": "balloon_page_dequeue: BUG(): the list is empty"}))
+    assert "short of its target: the guest kernel reached a BUG()" in text
+
+
+def test_settled_is_not_all_while_the_host_waits_for_memory() -> None:
+    document = to_document(FakeMachine().status())
+    assert "✓ settled\n" in draw(render_status(document))
+    text = draw(render_status(document | {"discard_backlog_bytes": 3 * MIB}))
+    assert "✓ settled: acknowledged; the host is still getting memory back\n" in text
+    assert "3 MiB on their way back" in text
+
+
 def test_status_of_a_foreign_machine(snapshot: Any) -> None:
     document = {
         "schema": "balloonctl/status/1",

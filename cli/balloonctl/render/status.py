@@ -26,6 +26,9 @@ _REASONS = {
     "no-guest": "no guest is attached",
 }
 
+#: How trouble names the exception that ended a task.
+_RAISED = re.compile(r"^task .+? ended with (\w+)")
+
 _COUNTERS = (
     ("moved", ("inflated_pages", "deflated_pages", "requests", "migrated_pages", "migrations_refused")),
     ("notified", ("kicks", "kicks_suppressed", "interrupts", "interrupts_suppressed", "config_changes")),
@@ -89,13 +92,19 @@ def gauge(actual: int, target: int, ram: int, width: int) -> Text:
 
 
 def _balloon_text(status: Mapping[str, Any]) -> Text:
-    """settled, moving, or short and why."""
+    """settled, and whether that is all; moving; or short and why."""
     balloon = status.get("balloon") or {}
     state = balloon.get("state", "-")
     if state == "short":
         reason = str(balloon.get("reason"))
         where = "above" if status["actual_bytes"] > status["target_bytes"] else "short of"
-        return Text.assemble((f"✗ {where} its target", "yellow"), f": {_REASONS.get(reason, reason)}")
+        words = _REASONS.get(reason, reason)
+        # An exception of Python is no BUG() of a kernel: most often it is a slip in a design of the user.
+        if reason == "kernel-bug" and (raised := _RAISED.search(status.get("trouble") or "")):
+            words = f"a task of the guest ended with {raised[1]}"
+        return Text.assemble((f"✗ {where} its target", "yellow"), f": {words}")
+    if state == "settled" and status.get("discard_backlog_bytes"):
+        return Text.assemble(("✓ settled", "green"), ": acknowledged; the host is still getting memory back")
     return Text(f"✓ {state}" if state == "settled" else state, "green" if state == "settled" else "cyan")
 
 
