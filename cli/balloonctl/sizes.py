@@ -1,4 +1,4 @@
-"""Sizes, numbers of pages and durations as people type them.
+"""Sizes, numbers and durations as people type them.
 
 A size means what libvirt and QEMU mean: ``64M`` and ``64MiB`` are 2^26 bytes,
 ``64MB`` is 64 * 10^6, a bare number counts bytes. ``50%`` of the guest's
@@ -9,8 +9,10 @@ number is kept exact, since a float would hide half a byte.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from math import isnan, nan
 from typing import Any, ClassVar
 
 import click
@@ -19,7 +21,7 @@ from balloonctl.failures import origin
 from balloonctl.render.units import PAGE, pages, size
 from balloonvq.errors import InvalidArgument
 
-__all__ = ["DURATION", "REQUEST_PAGES", "Duration", "Size", "SizeType", "parse_size"]
+__all__ = ["DURATION", "REQUEST_PAGES", "Duration", "Number", "Size", "SizeType", "WholeNumber", "parse_size"]
 
 #: PFNs that the driver puts into one request.
 REQUEST_PAGES = 256
@@ -186,3 +188,38 @@ class Duration(click.ParamType[float]):
 
 
 DURATION = Duration()
+
+
+def _range(low: float | None, high: float | None, *, above: bool) -> str:
+    """The numbers of a range in words; `above` leaves the lowest out."""
+    if low is None:
+        return "" if high is None else f" up to {high}"
+    if high is None:
+        return f" above {low}" if above else f" from {low} up"
+    return f" above {low} and up to {high}" if above else f" from {low} to {high}"
+
+
+class WholeNumber(click.IntRange):
+    """click's range of integers, whose errors say what is allowed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """A typed text as a number of the range."""
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            allowed = _range(self.min, self.max, above=self.min_open)
+            self.fail(f"{value} is not a whole number{allowed}", param, ctx)
+
+
+class Number(click.FloatRange):
+    """click's range of floats, likewise; without NaN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """A typed text as a number of the range."""
+        number = nan
+        with suppress(click.BadParameter):
+            number = float(super().convert(value, param, ctx))
+        if isnan(number):
+            allowed = _range(self.min, self.max, above=self.min_open)
+            self.fail(f"{value} is not a number{allowed}", param, ctx)
+        return number

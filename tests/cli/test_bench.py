@@ -162,7 +162,7 @@ def test_a_scan_measures_every_combination(call: Call) -> None:
         ("depth", "--scan depth has no values", "--scan depth=VALUE,VALUE"),
         ("depth=,", "--scan depth=, has no values", "--scan depth=VALUE,VALUE"),
         ("size=1M,x", "x is not a size", "write a size as"),
-        ("depth=1,65", "65 is not in the range", ""),
+        ("depth=1,65", "65 is not a whole number from 1 to 64", ""),
     ],
 )
 def test_scans_that_cannot_be(call: Call, typed: str, what: str, hint: str) -> None:

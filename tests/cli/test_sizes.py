@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from balloonctl.render.units import PAGE
-from balloonctl.sizes import Duration, SizeType, parse_size
+from balloonctl.sizes import Duration, Number, SizeType, WholeNumber, parse_size
 from balloonvq.errors import InvalidArgument
 
 
@@ -135,3 +136,28 @@ def test_times(text: str, seconds: float) -> None:
 def test_no_times(text: str) -> None:
     with pytest.raises(InvalidArgument):
         Duration().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "says"),
+    [
+        (WholeNumber(min=1), "0", "0 is not a whole number from 1 up"),
+        (WholeNumber(min=1), "many", "many is not a whole number from 1 up"),
+        (WholeNumber(0, 2000000), "1.5", "1.5 is not a whole number from 0 to 2000000"),
+        (WholeNumber(max=7), "8", "8 is not a whole number up to 7"),
+        (Number(min=0, min_open=True), "0", "0 is not a number above 0"),
+        (Number(min=0, max=1, min_open=True), "2", "2 is not a number above 0 and up to 1"),
+        (Number(min=0), "nan", "nan is not a number from 0 up"),
+    ],
+)
+def test_a_number_out_of_its_range_says_what_is_allowed(
+    kind: click.ParamType[float], text: str, says: str
+) -> None:
+    with pytest.raises(click.BadParameter) as refused:
+        kind.convert(text, None, None)
+    assert refused.value.message == says
+
+
+def test_numbers_within_their_range() -> None:
+    assert WholeNumber(1, 3).convert("3", None, None) == 3
+    assert Number(min=0, min_open=True).convert("0.5", None, None) == 0.5

@@ -19,7 +19,7 @@ from balloonctl.command import BalloonCommand
 from balloonctl.context import App, pass_app
 from balloonctl.failures import origin
 from balloonctl.output import Format, report
-from balloonctl.sizes import DURATION, Size, SizeType
+from balloonctl.sizes import DURATION, Size, SizeType, WholeNumber
 from balloonvq.bench import BENCHMARKS, find
 from balloonvq.errors import BalloonError, InternalError, InvalidArgument, RuleBroken
 
@@ -92,7 +92,7 @@ def _type(parameter: Parameter) -> click.ParamType[Any]:
         case "size":
             return SizeType(percent=False)
         case "count":
-            return click.IntRange(parameter.least, parameter.most)
+            return WholeNumber(parameter.least, parameter.most)
         case "flag":
             return click.BOOL
         case _:
@@ -137,14 +137,14 @@ def _plan_options(definition: Definition | None) -> list[click.Option]:
     return [
         click.Option(
             ["--runs"],
-            type=click.IntRange(1, 100_000),
+            type=WholeNumber(1, 100_000),
             default=definition and definition.runs,
             show_default=True,
             help="Rounds that count, at least.",
         ),
         click.Option(
             ["--warmup"],
-            type=click.IntRange(0, 100_000),
+            type=WholeNumber(0, 100_000),
             default=definition and definition.warmup,
             show_default=True,
             help="Rounds before that do not.",

@@ -8,13 +8,14 @@ from balloonctl.command import command
 from balloonctl.context import App, pass_app
 from balloonctl.peer import ask
 from balloonctl.render.units import count
+from balloonctl.sizes import WholeNumber
 from balloonvq.errors import LostData
 
 __all__ = ["check", "compact"]
 
 
 @command("compact")
-@click.argument("pages", type=click.IntRange(min=1), required=False)
+@click.argument("pages", type=WholeNumber(min=1), required=False)
 @pass_app
 def compact(app: App, /, pages: int | None) -> int:
     """Let the guest's compaction move balloon pages: PAGES of them, or as many as it finds.

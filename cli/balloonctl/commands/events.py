@@ -11,6 +11,7 @@ import click
 from balloonctl.command import command
 from balloonctl.context import App, pass_app
 from balloonctl.output import Document, Format
+from balloonctl.sizes import WholeNumber
 
 __all__ = ["events"]
 
@@ -21,9 +22,7 @@ def _line(document: Document) -> str:
 
 
 @command("events")
-@click.option(
-    "--count", type=click.IntRange(min=1), metavar="N", help="End after N events.  [default: never]"
-)
+@click.option("--count", type=WholeNumber(min=1), metavar="N", help="End after N events.  [default: never]")
 @click.option("--text", is_flag=True, help="Lines for people instead of JSON.")
 @pass_app
 def events(app: App, /, count: int | None, text: bool) -> int:

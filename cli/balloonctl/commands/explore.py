@@ -13,6 +13,7 @@ from balloonctl.command import command
 from balloonctl.commands.machines import complete_design, complete_design_option, design_options
 from balloonctl.context import App, pass_app
 from balloonctl.output import Format, report
+from balloonctl.sizes import Number, WholeNumber
 from balloonvq.counters import to_document
 from balloonvq.errors import BalloonError
 
@@ -390,21 +391,21 @@ def _tasks(
 )
 @click.option(
     "--max-states",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=5_000_000,
     show_default=True,
     help="States of one scenario after which it is given up as INCOMPLETE.",
 )
 @click.option(
     "--max-seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=600.0,
     show_default=True,
     help="Time for one scenario after which it is given up as INCOMPLETE.",
 )
 @click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     metavar="N",
     help="Processes that explore scenarios at once; 1 keeps all in this one.  "
     "[default: the number of processors, if there are many scenarios]",
@@ -416,7 +417,7 @@ def _tasks(
 )
 @click.option(
     "--confirm",
-    type=click.IntRange(min=0),
+    type=WholeNumber(min=0),
     metavar="N",
     help=f"Force each bug N times on real threads too; 0 does not.  [default: {_CONFIRM}; with --all 0]",
 )

@@ -13,7 +13,7 @@ from balloonctl.command import command, complete_machine
 from balloonctl.connection import PRIVATE_MACHINE, PrivateConnection
 from balloonctl.context import DEFAULT_MACHINE, App, pass_app
 from balloonctl.render.units import size as human
-from balloonctl.sizes import Size, SizeType
+from balloonctl.sizes import Size, SizeType, WholeNumber
 from balloonvq.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def feature_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """What the device of any guest offers, and how often it asks for statistics."""
     function = click.option(
         "--stats-interval",
-        type=click.IntRange(0, 2**32 - 1),
+        type=WholeNumber(0, 2**32 - 1),
         default=0,
         show_default=True,
         metavar="SECONDS",

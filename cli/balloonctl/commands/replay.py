@@ -12,6 +12,7 @@ from balloonctl.command import command
 from balloonctl.commands.explore import confirmation_members, timeline_members
 from balloonctl.commands.machines import complete_design
 from balloonctl.context import App, pass_app
+from balloonctl.sizes import WholeNumber
 from balloonvq.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _waiting(execution: Execution) -> str:
 )
 @click.option(
     "--times",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     help=f"With --live: how often.  [default: {_TIMES}]",
 )
 @click.pass_context

@@ -15,6 +15,7 @@ from balloonctl.commands.machines import feature_options, queue_size
 from balloonctl.commands.watch import look, look_options
 from balloonctl.connection import PrivateConnection
 from balloonctl.context import App, pass_app
+from balloonctl.sizes import WholeNumber
 from balloonvq.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _CAPABILITIES = {"type": "balloon", "features": []}
     help="Listen here for a front end.",
 )
 @click.option(
-    "--fd", type=click.IntRange(min=0), metavar="N", help="Use this socket, which we were started with."
+    "--fd", type=WholeNumber(min=0), metavar="N", help="Use this socket, which we were started with."
 )
 @click.option(
     "--background", metavar="NAME", help="Run as the background machine NAME instead of in the foreground."

@@ -14,7 +14,7 @@ from balloonctl.command import command
 from balloonctl.context import App, pass_app
 from balloonctl.peer import status_of
 from balloonctl.render.watch import History, render_watch, watch_line
-from balloonctl.sizes import DURATION
+from balloonctl.sizes import DURATION, WholeNumber
 
 if TYPE_CHECKING:
     from balloonvq.qmp.client import Client
@@ -63,7 +63,7 @@ def look_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="Time between two looks, as 500ms or 2s.",
     )
     count = click.option(
-        "--count", type=click.IntRange(min=1), metavar="N", help="End after N looks.  [default: never]"
+        "--count", type=WholeNumber(min=1), metavar="N", help="End after N looks.  [default: never]"
     )
     return interval(count(function))
 
