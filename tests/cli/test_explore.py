@@ -434,7 +434,11 @@ def test_list(explorer: Explorer, call: Callable[..., Ran]) -> None:
             2,
             ("oom-while-filing", "--scenario oom-while-filling"),
         ),
-        (("coarse", "--scenario", "xyzzy"), 2, ("the scenarios are fill-alone", "balloonctl explore --list")),
+        (
+            ("coarse", "--scenario", "xyzzy"),
+            2,
+            ("is near it", "balloonctl explore --list shows all"),
+        ),
         (("split", "--set", "insrt=late"), 2, ("no option 'insrt'", "--set insert=late")),
         (("split", "--set", "insert"), 2, ("is not OPTION=VALUE",)),
         ((), 2, ("name a DESIGN, or give --all or --list",)),

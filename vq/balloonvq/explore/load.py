@@ -40,8 +40,8 @@ def find_scenario(name: str) -> Scenario:
     near = difflib.get_close_matches(name, shipped.SCENARIOS, cutoff=0.5)
     raise InvalidArgument(
         f"there is no scenario {name!r}",
-        why=f"near it are {', '.join(near)}" if near else f"the scenarios are {', '.join(shipped.SCENARIOS)}",
-        hint=f"--scenario {near[0]}" if near else "balloonctl explore --list",
+        why=f"near it are {', '.join(near)}" if near else f"none of the {len(shipped.SCENARIOS)} is near it",
+        hint=f"--scenario {near[0]}; --list shows all" if near else "balloonctl explore --list shows all",
     )
 
 
