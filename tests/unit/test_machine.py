@@ -587,7 +587,7 @@ def test_virtual_sleep_costs_no_time() -> None:
         ({"ram_bytes": -PAGE_SIZE}, InvalidArgument, "cannot have -4096 bytes"),
         ({"ram_bytes": 16 * MIB + 1}, InvalidArgument, "cannot have 16777217 bytes"),
         ({"ram_bytes": PAGE_SIZE}, InvalidArgument, "too small"),
-        ({"ram_bytes": 1 << 50}, NotEnoughMemory, "cannot back"),
+        ({"ram_bytes": 1 << 50}, NotEnoughMemory, "cannot back a guest of 1 PiB"),
         ({"queue_size": 0}, InvalidArgument, "0 descriptors"),
         ({"queue_size": 100}, InvalidArgument, "100 descriptors"),
         ({"queue_size": 65536}, InvalidArgument, "65536 descriptors"),

@@ -63,6 +63,7 @@ from balloonvq.queue import ring_layout
 from balloonvq.runtime import Stopped
 from balloonvq.runtime.threads import ThreadRuntime, ThreadTask
 from balloonvq.statistics import collect
+from balloonvq.units import size as human
 
 __all__ = ["Machine", "MachineConfig"]
 
@@ -248,8 +249,8 @@ class Machine(MachineBase):
         smallest = (_kernel_pages(config.queue_size) + 256) * PAGE_SIZE
         if ram < smallest:
             raise InvalidArgument(
-                f"a guest of {ram} bytes is too small",
-                why=f"queues of {config.queue_size} and the driver need {smallest} bytes",
+                f"a guest of {human(ram)} is too small",
+                why=f"queues of {config.queue_size} and the driver need {human(smallest)}",
                 hint=f"--ram {-(-smallest // (1 << 20))}M",
             )
         for name in ("touch_bytes", "used_bytes"):
@@ -275,8 +276,8 @@ class Machine(MachineBase):
         available = available_bytes()
         if ram > available:
             raise NotEnoughMemory(
-                f"the host cannot back a guest of {ram >> 20} MiB",
-                why=f"{available >> 20} MiB are available",
+                f"the host cannot back a guest of {human(ram)}",
+                why=f"{human(available)} are available",
                 hint=f"--ram {max(1, available * 3 // 4 >> 20)}M, or end something that uses memory",
             )
 

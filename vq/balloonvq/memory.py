@@ -20,6 +20,7 @@ import stat
 from balloonvq.closing import Closing
 from balloonvq.errors import InvalidArgument, NotEnoughMemory
 from balloonvq.ffi import CData, check, ffi, lib
+from balloonvq.units import size as human
 
 __all__ = ["BACKINGS", "PAGE_SHIFT", "PAGE_SIZE", "GuestMemory", "is_private"]
 
@@ -250,14 +251,14 @@ def _make_room(path: str, descriptor: int, size_bytes: int) -> None:
         os.ftruncate(descriptor, size_bytes)
     except OSError as error:
         raise InvalidArgument(
-            f"{path} cannot be {size_bytes} bytes long", why=error.strerror or "", hint="another --ram"
+            f"{path} cannot be {human(size_bytes)} long", why=error.strerror or "", hint="another --ram"
         ) from error
     room = os.fstatvfs(descriptor)
     free = room.f_bavail * room.f_frsize
     if room.f_blocks and free < size_bytes:  # no blocks: a file system without a limit
         raise NotEnoughMemory(
-            f"{path} cannot hold a guest of {size_bytes >> 20} MiB",
-            why=f"{free >> 20} MiB are free in its file system",
+            f"{path} cannot hold a guest of {human(size_bytes)}",
+            why=f"{human(free)} are free in its file system",
             hint=f"--ram {max(1, free >> 20)}M, or another place",
         )
 

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from balloonvq.closing import Closing
 from balloonvq.errors import BalloonError
+from balloonvq.units import size as human
 
 __all__ = ["GuestError", "UserModeLinux", "missing"]
 
@@ -105,7 +106,7 @@ def _memory_folder(size_bytes: int) -> Path:
             if fs.f_bavail * fs.f_frsize > size_bytes * 5 // 4 and not fs.f_flag & os.ST_NOEXEC:
                 return path
     raise GuestError(
-        f"there is no room for guest memory of {size_bytes >> 20} MiB",
+        f"there is no room for guest memory of {human(size_bytes)}",
         why=f"none of {', '.join(map(str, candidates))} has it and may be executed from",
         hint="mount -t tmpfs, or free some space",
     )
