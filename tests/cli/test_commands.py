@@ -455,6 +455,24 @@ def test_another_machine_is_never_started(call: Call, world: World) -> None:
     assert world.started == []
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--design", "nosuch"], "there is no locking design 'nosuch'"),
+        (["--design", "./nosuch.py:X"], "cannot read the design file"),
+        (["--set", "nosuch=1"], "no option 'nosuch'"),
+    ],
+)
+def test_a_wrong_design_is_told_before_a_machine_that_is_in_the_way(
+    call: Call, world: World, wrong: list[str], says: str
+) -> None:
+    assert call("start").exit_code == 0
+    assert says in call("start", *wrong).stderr
+    assert says in call("-c", f"start; start {' '.join(wrong)}").stderr
+    assert "is running" in call("start", "--design", "coarse").stderr
+    assert len(world.started) == 1
+
+
 def test_start_passes_its_options_on(call: Call, world: World) -> None:
     result = call(
         *[

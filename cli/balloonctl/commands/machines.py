@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from balloonctl.connection import PRIVATE_MACHINE, PrivateConnection
 from balloonctl.context import DEFAULT_MACHINE, App, pass_app
 from balloonctl.render.units import size as human
 from balloonctl.sizes import Size, SizeType, WholeNumber
-from balloonvq.errors import InvalidArgument
+from balloonvq.errors import InvalidArgument, MachineExists
 
 if TYPE_CHECKING:
     from balloonctl.background import MachineEntry
@@ -131,6 +132,21 @@ def machine_fields(*, ram: Size, touch: Size, used: Size, **same: Any) -> dict[s
     }
 
 
+@contextmanager
+def _design_first(fields: Mapping[str, Any]) -> Iterator[None]:
+    """Where a machine is in the way, complains about a wrong design instead: it would be the next error.
+
+    Without one the machine complains; nothing is loaded twice for that.
+    """
+    try:
+        yield
+    except MachineExists:
+        from balloonvq.driver.designs import choose_options, find
+
+        choose_options(find(fields["design"]), fields["design_options"])
+        raise
+
+
 def default_fields() -> dict[str, Any]:
     """What `start` without arguments would make, with configuration and environment."""
     root = click.get_current_context().find_root()
@@ -229,7 +245,7 @@ def start(app: App, /, name: str | None, **options: Any) -> int:
     fields = machine_fields(**options)
     connection = app.connection
     if isinstance(connection, PrivateConnection):
-        with touching(app) as on_progress:
+        with _design_first(fields), touching(app) as on_progress:
             connection.start(fields | {"name": name or PRIVATE_MACHINE}, on_progress)
         document = {"schema": "balloonctl/start/1", "machine": name or PRIVATE_MACHINE, "private": True}
     else:
@@ -242,7 +258,7 @@ def start(app: App, /, name: str | None, **options: Any) -> int:
                 hint="use start --clock virtual as a line of a script, or leave --clock out",
             )
         name = name or app.settings.machine or DEFAULT_MACHINE
-        with touching(app) as on_progress:
+        with _design_first(fields), touching(app) as on_progress:
             # The table is for later; its modules load while the machine's own do, in another process.
             background.start(
                 name, fields, on_progress, meanwhile=lambda: import_module("balloonctl.render.machines")
