@@ -33,8 +33,8 @@ class Hidden(NamedTuple):
     """The variables over which loops around it iterate; the items of each must differ."""
     told_by: frozenset[str]
     """The variables that tell what is on the stack."""
-    needed: frozenset[str] | None
-    """The variables that may be read before they are assigned to; None if that cannot be told: all."""
+    needed: frozenset[str]
+    """The local variables that may be read before they are assigned to."""
 
 
 class _Kind(Enum):
@@ -105,16 +105,21 @@ def instruction_at(code: types.CodeType, last: int) -> int:
     return last
 
 
-@functools.cache
-def hidden(code: types.CodeType) -> dict[int, Hidden | None]:
-    """By offset of the instruction: what a call there hides, None if something that nothing tells.
+def hidden(code: types.CodeType, offset: int) -> Hidden | None:
+    """What a call at the instruction at an offset hides; None if something that nothing tells.
 
-    Instructions that only an exception reaches, and a code that is not understood, are missing.
+    That is also the answer for instructions that only an exception reaches, and for code that is not understood.
     """
+    analysis = _analysis(code)
+    return None if analysis is None else analysis.hidden(offset)
+
+
+@functools.cache
+def _analysis(code: types.CodeType) -> _Analysis | None:
     try:
-        return _Analysis(code).found()
+        return _Analysis(code)
     except (IndexError, KeyError, ValueError):
-        return {}
+        return None
 
 
 def _names(items: _Stack) -> frozenset[str]:
@@ -140,19 +145,24 @@ class _Analysis:
         ]
         self._bits = {name: 1 << number for number, name in enumerate(code.co_varnames)}
         self._looks = not _LOOKING.isdisjoint(code.co_names)
+        self._found = self._stacks()
+        self._read = self._read_later()
 
-    def found(self) -> dict[int, Hidden | None]:
+    def hidden(self, offset: int) -> Hidden | None:
         """See `hidden`."""
-        needed = [None] * len(self._instructions) if self._looks else self._needed()
-        found: dict[int, Hidden | None] = {}
-        for number, stack in self._stacks().items():
-            instruction = self._instructions[number]
-            after = self._after(number, stack, jump=False)
-            rest = after if instruction.opname.startswith(("STORE_", "DELETE_")) else after[:-1]
-            told = all(item.kind in _TOLD for item in rest)
-            over = tuple(item.variable for item in rest if item.kind is _Kind.ITERATOR and item.variable)
-            found[instruction.offset] = Hidden(over, _names(rest), needed[number]) if told else None
-        return found
+        number = self._at.get(offset, -1)
+        if number not in self._found:
+            return None
+        after = self._after(number, self._found[number], jump=False)
+        stores = self._instructions[number].opname.startswith(("STORE_", "DELETE_"))
+        rest = after if stores else after[:-1]
+        if not all(item.kind in _TOLD for item in rest):
+            return None
+        over = tuple(item.variable for item in rest if item.kind is _Kind.ITERATOR and item.variable)
+        needed = frozenset(
+            name for name, bit in self._bits.items() if self._looks or self._read[number] & bit
+        )
+        return Hidden(over, _names(rest), needed)
 
     def _successors(self, number: int) -> list[tuple[int, bool]]:
         """What may come after an instruction, unless it raises: (number, whether it is jumped to)."""
@@ -312,8 +322,8 @@ class _Analysis:
 
     # -- variables -----------------------------------------------------------
 
-    def _needed(self) -> list[frozenset[str] | None]:
-        """The variables that may be read before they are assigned to, after each instruction."""
+    def _read_later(self) -> list[int]:
+        """The variables that may be read before they are assigned to, after each instruction, by their bits."""
         count = len(self._instructions)
         following = [[number for number, _ in entry] for entry in self._following]
         for begin, end, handler in self._handlers:
@@ -343,4 +353,4 @@ class _Analysis:
                 if found != before[number]:
                     before[number] = found
                     changed = True
-        return [frozenset(name for name, bit in self._bits.items() if bits & bit) for bits in after]
+        return after

@@ -76,17 +76,13 @@ def _point(code: types.CodeType, last: int, left_out: frozenset[str], own: froze
     over: tuple[str, ...] | None = ()
     names: tuple[str, ...] = ()
     if code.co_filename not in own:
-        found = hidden(code).get(at)
+        found = hidden(code, at)
         if found is None or not found.told_by.isdisjoint(left_out):
             over = None
         else:
             shared = (*code.co_cellvars, *code.co_freevars)
-            counting = [
-                name
-                for name in code.co_varnames
-                if found.needed is None or name in found.needed | found.told_by
-            ]
-            names = tuple(name for name in dict.fromkeys((*counting, *shared)) if name not in left_out)
+            counting = (found.needed | found.told_by).union(shared) - left_out
+            names = tuple(name for name in dict.fromkeys((*code.co_varnames, *shared)) if name in counting)
             over = found.over
     point = _Point(code, number, over, names)
     _points[id(code), last, left_out] = point
