@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from itertools import count
 from types import MethodType
 from typing import Any, NamedTuple
 
+import examples
 import pytest
 
+from balloonvq.driver.designs import find
+from balloonvq.explore import naive, product, programs
 from balloonvq.explore.local_state import Atom, Reach
+from balloonvq.explore.scenarios import SCENARIOS, program
 from balloonvq.explore.snapshot import Snapshot
+from balloonvq.explore.world import Nondeterminism, Program
+from balloonvq.runtime import controlled
+from balloonvq.runtime.controlled import Fed
 
 # -- one object ------------------------------------------------------------------
 
@@ -341,3 +348,319 @@ def test_what_is_older_is_left_as_it_is() -> None:
     assert third.complete
     assert third.restore()
     assert log == [[1, 2, 3]]
+
+
+# -- learning ---------------------------------------------------------------------
+
+
+class Unbegun(Fed):
+    """A build in which nobody has run."""
+
+    def begin(self, *arguments: Any) -> None:
+        del arguments
+
+
+def _new(run: Fed) -> Fed:
+    new = Unbegun(run.world, 0)
+    new.__class__ = Fed
+    # By these runs differ, whatever they are built of.
+    new._anchored, new._main, new._built = run._anchored, run._main, run._built
+    return new
+
+
+def _same(run: Fed, new: Fed) -> None:
+    """Compares a run that was put back with a new one."""
+    shown, numbers = [], {}
+    for one in (run, new):
+        roots = (one, *(actor.function for actor in one.actors))
+        snapshot = Snapshot(roots, controlled._LASTING, one.world.first_build)
+        assert snapshot.complete
+        shown.append(
+            (
+                picture(snapshot),
+                [
+                    {
+                        name: getattr(actor, name)
+                        for name in controlled.Actor.__slots__
+                        if name not in {"function", "reach"}
+                    }
+                    for actor in one.actors
+                ],
+                [
+                    Reach(one._roots(actor), one.world.program.statistics, numbers).look()
+                    for actor in one.actors
+                    if actor.index in (one.world.known_functions or ())
+                ],
+            )
+        )
+    assert shown[0] == shown[1]
+    for actor in run.actors:
+        if actor.reach is not None and actor.reach.noticed:
+            again = Reach(run._roots(actor), run.world.program.statistics, run.world.reached)
+            assert actor.reach.look() == again.look()
+
+
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> list[Fed]:
+    """The runs whose objects were put back; each is compared with a new build then."""
+    found: list[Fed] = []
+    restore = Fed._restore
+
+    def checked(run: Fed) -> bool:
+        if not restore(run):
+            return False
+        found.append(run)
+        _same(run, _new(run))
+        return True
+
+    monkeypatch.setattr(Fed, "_restore", checked)
+    return found
+
+
+@pytest.mark.parametrize("scenario", ["page-locks-oom", "oom-while-filling", "teardown-oom", "two-ooms"])
+@pytest.mark.parametrize("design", ["coarse", "modern", "reference", "split"])
+def test_shipped_designs_are_put_back(restored: list[Fed], design: str, scenario: str) -> None:
+    product.explore(program(find(design), SCENARIOS[scenario]))
+    assert restored
+
+
+def test_random_programs_are_put_back(restored: list[Fed]) -> None:
+    for seed in range(60):
+        product.findings(programs.generate(seed))
+    assert len(restored) > 30
+
+
+@pytest.mark.parametrize(
+    "build", [examples.host, examples.wake_up, examples.race, examples.assertion, examples.busy_spin]
+)
+def test_examples_are_put_back(restored: list[Fed], build: Callable[[Any], None]) -> None:
+    product.findings(examples.program(build))
+    assert restored
+
+
+def same_ends(build: Callable[[Any], object]) -> None:
+    """Compares with brute force, which builds anew each time."""
+    explored = Program("program", build)
+    found, expected = product.findings(explored), naive.findings(explored)
+    assert (found.ends, found.livelocks) == (expected.ends, expected.livelocks)
+    assert len(expected.ends) > 1
+
+
+class Design:
+    """Of somebody: it decides by plain state of all kinds, which its actor changes."""
+
+    def __init__(self, rt: Any) -> None:
+        self.words = [rt.shared(f"word {number}") for number in range(2)]
+        self.out = rt.shared("out")
+        self.seen: list[int] = []
+        self.by_value: dict[int, list[int]] = {}
+        self.members: set[int] = set()
+        self.slotted = Slotted()
+        self.inner = Inner()
+        self.hidden = Hidden()
+
+    def look(self) -> None:
+        """Says what it is made of after four values that somebody else writes."""
+        for word in (*self.words, *self.words):
+            value = word.value
+            self.seen.append(value)
+            self.by_value.setdefault(value, []).append(len(self.seen))
+            self.members.add(value)
+            self.slotted.left = Pair(self.slotted.left, value)
+            self.inner.number += value
+            self.hidden.count += value
+            if value:
+                self.inner = Inner()
+                vars(self).setdefault("found", len(self.seen))
+        self.out.value = (
+            1000 * len(self.seen)
+            + 100 * sum(map(len, self.by_value.values()))
+            + 10 * len(self.members)
+            + self.hidden.count
+            + vars(self).get("found", 0)
+        )
+
+
+def test_a_design_with_plain_state_of_all_kinds_is_learned_as_if_it_were_built_anew(
+    restored: list[Fed],
+) -> None:
+    def build(rt: Any) -> None:
+        design = Design(rt)
+
+        def writer() -> None:
+            for word in design.words:
+                word.value = 1
+
+        rt.spawn("R", "", design.look)
+        rt.spawn("W", "", writer)
+
+    same_ends(build)
+    assert restored
+
+
+class Counted:
+    """What an actor's function holds: it is asked for a number, which is another one each time."""
+
+    def __init__(self) -> None:
+        self.numbers: Any = [1]
+
+    def next(self) -> int:
+        """One more than before."""
+        self.numbers.append(1)
+        return len(self.numbers)
+
+
+class Recounted(Counted):
+    def next(self) -> int:
+        """Another class from now on."""
+        self.__class__ = Thrice  # type: ignore[assignment]
+        return Counted.next(self)
+
+
+class Thrice(Counted):
+    def next(self) -> int:
+        """Three times the number."""
+        return 3 * super().next()
+
+
+class Replaced(Counted):
+    def next(self) -> int:
+        """All attributes are others from now on."""
+        self.__dict__ = {"numbers": [*self.numbers, 1]}
+        return len(self.numbers)
+
+
+class InDeque(Counted):
+    def __init__(self) -> None:
+        self.numbers = deque([1])
+
+
+class InIterator(Counted):
+    def __init__(self) -> None:
+        self.numbers = count(2)
+
+    def next(self) -> int:
+        """The iterator's next number."""
+        return next(self.numbers)
+
+
+def _in_class() -> Any:
+    class Own(Counted):
+        count = 1
+
+        def next(self) -> int:
+            Own.count += 1
+            return Own.count
+
+    return Own()
+
+
+def _in_function() -> Any:
+    def following(numbers: list[int] = []) -> int:  # noqa: B006
+        numbers.append(1)
+        following.count += 1  # type: ignore[attr-defined]
+        return len(numbers) + following.count  # type: ignore[attr-defined]
+
+    following.count = 0  # type: ignore[attr-defined]
+    return following
+
+
+def _in_closure() -> Any:
+    numbers = 1
+
+    def following() -> int:
+        nonlocal numbers
+        numbers += 1
+        return numbers
+
+    return following
+
+
+@pytest.mark.parametrize(
+    ("make", "again"),
+    [
+        (Counted, True),
+        (_in_closure, True),
+        (_in_function, True),
+        # Some runs do not change it and can be used again, those that do cannot.
+        (Recounted, True),
+        (Replaced, True),
+        (InDeque, False),
+        (InIterator, False),
+        (_in_class, False),
+    ],
+)
+def test_what_an_actor_has_changed_is_never_met_by_a_later_run(
+    restored: list[Fed], make: Callable[[], Any], again: bool
+) -> None:
+    def build(rt: Any) -> None:
+        words, out, made = [rt.shared(name) for name in "abc"], rt.shared("out"), make()
+        following = made.next if isinstance(made, Counted) else made
+
+        def reader() -> None:
+            for word in words:
+                if word.value:
+                    following()
+            out.value = following()
+
+        def writer() -> None:
+            for word in words:
+                word.value = 1
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    same_ends(build)
+    assert bool(restored) == again
+
+
+def test_state_that_outlives_builds_is_not_hidden() -> None:
+    outlives: list[int] = []
+
+    def build(rt: Any) -> None:
+        word = rt.shared("word")
+
+        def actor() -> None:
+            outlives.append(1)
+            word.value = len(outlives) % 7
+
+        for name in "AB":
+            rt.spawn(name, "", actor)
+
+    with pytest.raises(Nondeterminism, match=r"test_snapshot\.py:\d+"):
+        product.explore(Program("outlives", build))
+
+
+def test_what_an_error_holds_is_shown_as_it_was_then(restored: list[Fed]) -> None:
+    def build(rt: Any) -> None:
+        words, found = [rt.shared(name) for name in "ab"], []
+
+        def reader() -> None:
+            found.extend(word.value for word in words)
+            if any(found):
+                raise ValueError(found)
+
+        def writer() -> None:
+            for word in words:
+                word.value = 1
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    bug = product.explore(Program("error", build)).bug
+    assert bug is not None
+    assert "[1, 0]" in bug.what
+    assert restored
+
+
+def test_learning_builds_seldom() -> None:
+    explored = program(find("modern"), SCENARIOS["page-locks-oom"])
+    builds = count()
+
+    def counted(rt: Any) -> object:
+        if isinstance(rt, Fed):
+            next(builds)
+        return explored.build(rt)
+
+    product.explore(replace(explored, build=counted))
+    assert next(builds) < 20
