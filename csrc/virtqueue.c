@@ -277,3 +277,10 @@ int vq_driver_send(struct vq_driver *vq, uint64_t addr, uint32_t len)
 		vq_driver_publish(vq);
 	return rc;
 }
+
+int vq_driver_submit(struct vq_driver *vq, uint64_t addr, uint32_t len)
+{
+	const int rc = vq_driver_send(vq, addr, len);
+
+	return rc ? rc : vq_driver_kick_needed(vq);
+}

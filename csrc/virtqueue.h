@@ -145,6 +145,12 @@ int vq_driver_add(struct vq_driver *vq, const struct vq_segment *segments, unsig
 int vq_driver_send(struct vq_driver *vq, uint64_t addr, uint32_t len);
 
 /*
+ * vq_driver_send() and vq_driver_kick_needed() in one call, for a caller to whom a call costs more than what it
+ * does. Returns 1 if the device wants a kick, 0 if not, or the error of the former.
+ */
+int vq_driver_submit(struct vq_driver *vq, uint64_t addr, uint32_t len);
+
+/*
  * As vq_driver_add(), through an indirect table at guest-physical table_addr
  * (16 * (readable + writable) bytes, owned by the buffer until it is used).
  * -EOPNOTSUPP unless VQ_F_INDIRECT_DESC was negotiated (SPLIT-DRV-07).

@@ -111,6 +111,26 @@ static void test_split_drv_22_kick_when_used_flags_is_0(void)
 	t_ring_drop(&r);
 }
 
+static void test_split_drv_22_submit_says_whether_to_kick(void)
+{
+	struct vq_driver_counters counters;
+	struct t_ring r;
+
+	t_ring_make(&r, 2, 0);
+	t_equal(1, vq_driver_submit(r.driver, GM_PAGE_SIZE, 4));
+	le16_store(r.used, 1);
+	t_equal(0, vq_driver_submit(r.driver, 2 * GM_PAGE_SIZE, 4));
+	t_equal(-ENOSPC, vq_driver_submit(r.driver, 3 * GM_PAGE_SIZE, 4));
+	t_equal(2, t_serve(&r));
+	t_equal(GM_PAGE_SIZE, vq_driver_get_buf(r.driver));
+	t_equal(2 * GM_PAGE_SIZE, vq_driver_get_buf(r.driver));
+	t_equal(-EINVAL, vq_driver_submit(r.driver, GM_PAGE_SIZE, 0));
+	vq_driver_counters_get(r.driver, &counters);
+	t_equal(1, counters.kicks);
+	t_equal(1, counters.kicks_suppressed);
+	t_ring_drop(&r);
+}
+
 static void test_split_drv_23_used_flags_ignored_with_event_idx(void)
 {
 	struct t_ring r;
@@ -626,6 +646,7 @@ static const struct t_test tests[] = {
     T_TEST(test_split_drv_20_avail_event_ignored_without_event_idx),
     T_TEST(test_split_drv_21_no_kick_when_used_flags_is_1),
     T_TEST(test_split_drv_22_kick_when_used_flags_is_0),
+    T_TEST(test_split_drv_22_submit_says_whether_to_kick),
     T_TEST(test_split_drv_23_used_flags_ignored_with_event_idx),
     T_TEST(test_split_drv_24_kick_when_avail_event_passed),
     T_TEST(test_split_drv_24_kick_after_65536_unasked_publications),

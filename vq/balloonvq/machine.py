@@ -359,7 +359,8 @@ class Machine(MachineBase):
             task = self.runtime.spawn(name, role, body)
         except Stopped:
             raise MachineStopped(f"machine {self.name} has ended") from None
-        seen, since = self._progress(), time.monotonic()
+        seen: tuple[object, ...] | None = None
+        since = time.monotonic()
         while not self.runtime.join(task, 0.5):
             now = self._progress()
             if now != seen:

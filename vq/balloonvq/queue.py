@@ -6,7 +6,7 @@ import errno
 import os
 from dataclasses import dataclass
 
-from balloonvq.errors import DeviceBroken, InvalidArgument, KernelBug
+from balloonvq.errors import BalloonError, DeviceBroken, InvalidArgument, KernelBug
 from balloonvq.ffi import CData, check, ffi, lib
 from balloonvq.memory import GuestMemory
 
@@ -109,14 +109,26 @@ class DriverQueue:
         """
         rc = lib.vq_driver_send(self._vq, address, size_bytes)
         if rc < 0:
-            if rc == -errno.ENOSPC:
-                raise KernelBug(
-                    f"no free descriptor in the {self.name} queue",
-                    why=f"{self.outstanding} of {self.size} buffers are outstanding",
-                )
-            if rc == -errno.EIO:
-                raise self._broken()
-            raise InvalidArgument(f"cannot add buffer {address:#x}+{size_bytes} to the {self.name} queue")
+            raise self._refused(rc, address, size_bytes)
+
+    def submit(self, address: int, size_bytes: int) -> None:
+        """`add`, and `kick`."""
+        rc = lib.vq_driver_submit(self._vq, address, size_bytes)
+        if rc > 0:
+            os.eventfd_write(self.kick_fd, 1)
+        elif rc < 0:
+            raise self._refused(rc, address, size_bytes)
+
+    def _refused(self, rc: int, address: int, size_bytes: int) -> BalloonError:
+        """Why a buffer cannot be added."""
+        if rc == -errno.ENOSPC:
+            return KernelBug(
+                f"no free descriptor in the {self.name} queue",
+                why=f"{self.outstanding} of {self.size} buffers are outstanding",
+            )
+        if rc == -errno.EIO:
+            return self._broken()
+        return InvalidArgument(f"cannot add buffer {address:#x}+{size_bytes} to the {self.name} queue")
 
     def kick(self) -> None:
         """Notifies the device unless it asked not to be (SPLIT-DRV-20..25)."""

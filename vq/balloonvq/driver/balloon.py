@@ -24,6 +24,9 @@ __all__ = ["OUT_OF_PUFF_NS", "PFNS_MAX", "Balloon", "PageList"]
 #: Most PFNs in a request: VIRTIO_BALLOON_ARRAY_PFNS_MAX.
 PFNS_MAX = BATCH_MAX
 
+#: Members of an enumeration, looked up once.
+PRIVATE, IN_FLIGHT = Place.PRIVATE, Place.IN_FLIGHT
+
 #: How long fill sleeps when it can get no page: msleep(200).
 OUT_OF_PUFF_NS = 200_000_000
 
@@ -127,7 +130,7 @@ class Balloon:
 
     def alloc_nowait(self, count: int) -> Batch | None:
         """[take from the free list]: GFP_NOWAIT, from 1 to `count` pages, or None. Never sleeps."""
-        return self.kernel.pages.take(min(count, self.runtime.batch), Place.PRIVATE)
+        return self.kernel.pages.take(count, PRIVATE)
 
     def reclaim(self) -> None:
         """[direct reclaim], without the allocation: what lies between the two looks of ALLOC."""
@@ -149,23 +152,22 @@ class Balloon:
         Raises:
             KernelBug: BUG(), if the list is empty and nothing is isolated.
         """
-        return self.kernel.pages.list_dequeue(min(count, self.runtime.batch))
+        return self.kernel.pages.list_dequeue(count)
 
     def tell_host(self, queue: DriverQueue, array: PfnArray) -> None:
         """TELL: adds a descriptor for the array, kicks, and sleeps until a buffer of the queue is used."""
-        queue.add(array.address, array.size_bytes)
-        queue.kick()
+        queue.submit(array.address, array.size_bytes)
         self._acked.wait_until(queue.get_buf)
 
     def release(self, batches: Iterable[Batch]) -> None:
         """Frees pages that leak took off the list."""
         for pages in batches:
-            self.kernel.pages.free(pages, Place.IN_FLIGHT)
+            self.kernel.pages.free(pages, IN_FLIGHT)
 
     def give_back(self, batches: Iterable[Batch]) -> None:
         """Frees private pages: allocated, and never told to the host."""
         for pages in batches:
-            self.kernel.pages.free(pages, Place.PRIVATE)
+            self.kernel.pages.free(pages, PRIVATE)
 
     def replace_isolated(self, new: Batch, old: Batch) -> None:
         """[pages_lock: INSERT(new), isolated--]: the old page is in the caller's hand afterwards."""

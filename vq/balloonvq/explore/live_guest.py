@@ -484,11 +484,10 @@ class _Queue:
         if self._reset:
             raise KernelBug("the host was told something after the reset")
         if self._driver.outstanding == self._driver.size:
-            # What `DriverQueue.add` would say: the ring has one descriptor.
+            # What `DriverQueue.submit` would say: the ring has one descriptor.
             raise KernelBug("a second request on a queue", why=f"one of {self._request[1]} is outstanding")
         real_array = self._guest.arrays[array].array
-        self._driver.add(real_array.address, real_array.size_bytes)
-        self._driver.kick()
+        self._driver.submit(real_array.address, real_array.size_bytes)
         self._request = (actor, array, pfns)
 
     def _pop(self, actor: int) -> Any:

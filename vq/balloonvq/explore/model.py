@@ -501,11 +501,9 @@ class Queue(Atom):
         self.call_fd = call_fd
         self.object = runtime.shared_object(_queue(name))
 
-    def add(self, array: Array, pfns: tuple[int, ...]) -> None:
+    def submit(self, array: Array, pfns: tuple[int, ...]) -> None:
+        """From now on the host may look at any time."""
         self.object.apply("add", array.name, pfns)
-
-    def kick(self) -> None:
-        """The host may look at any time."""
 
     def get_buf(self) -> bool:
         return cast("bool", self.object.apply("get_buf"))

@@ -329,14 +329,14 @@ class BatonMutex(ThreadMutex):
         del expected
         task = self._runtime.current()
         frame = _outside()
-        if self._taken.acquire(blocking=False):
+        if self._take():
             self._own(task, frame)
         else:
             self._lock_slow(task, frame)
 
     def _try_now(self, expected: Any) -> bool:
         del expected
-        if not self._taken.acquire(blocking=False):
+        if not self._take():
             return False
         self._own(self._runtime.current(), _outside())
         return True
