@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,14 @@ def test_nothing_is_said_where_the_shortest_schedule_preempts_least() -> None:
 def test_all_verdicts(width: int, snapshot: Any) -> None:
     drawn = document(proved(), broken(), unfinished(), given={"insert": "late"})
     assert draw(render_explore(drawn), width) == snapshot
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_long_names_leave_room_for_what_is_told(width: int, snapshot: Any) -> None:
+    long = replace(CALM, name="fill+oom-nofs-fs-lock+compaction+user")
+    longer = replace(CALM, name="fill+oom-nofs-fs-lock+compaction+kswapd")
+    drawn = document(proved(), proved(long), broken(longer), unfinished())
+    assert draw(render_explore(drawn), width).split("\n\n")[0] == snapshot
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -45,6 +45,13 @@ KINDS = {
 }
 
 
+#: Where the names of scenarios begin, behind the verdict; what lies between columns.
+_NAME_AT, _GAP = max(len(f"{sign} {name}") for name, (sign, _) in SIGNS.items()) + 2, 2
+
+#: Columns that there are to be for what is told of a scenario; fewest for names beside it, and where it begins else.
+_TOLD, _NAMES, _BELOW = 40, 16, 4
+
+
 def design_name(result: Mapping[str, Any]) -> str:
     """The design with the options that were set."""
     return " ".join([result["design"], *(f"{name}={value}" for name, value in result["set"].items())])
@@ -140,17 +147,38 @@ def heading(result: Mapping[str, Any]) -> Text:
     return Text(f"design {design_name(result)}")
 
 
-def line(result: Mapping[str, Any], width: int) -> Table:
-    """One scenario's verdict, on a line if it fits; `width` is that of the longest name among them."""
-    sign, style = SIGNS[result["verdict"]]
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, width=max(len(f"{sign} {name}") for name, (sign, _) in SIGNS.items()))
-    table.add_column(no_wrap=True, min_width=width)
-    table.add_column(overflow="fold")
-    table.add_row(
-        Text(f"{sign} {result['verdict']}", style), Text(result["scenario"], "bold"), verdict(result)
-    )
-    return table
+class _Line:
+    """One scenario's verdict, on a line if it fits.
+
+    What is told of it stands in a column of its own, and a name that would reach into that has a line to itself. Where the
+    console is too narrow for the column, it goes on below the name.
+    """
+
+    def __init__(self, result: Mapping[str, Any], width: int) -> None:
+        self._result = result
+        self._width = width
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        sign, style = SIGNS[self._result["verdict"]]
+        line = Text(f"{sign} {self._result['verdict']}", style)
+        line = Text.assemble(line, " " * (_NAME_AT - len(line)), (self._result["scenario"], "bold"))
+        told = verdict(self._result)
+        names = min(self._width, options.max_width - _NAME_AT - _GAP - _TOLD)
+        indent = _NAME_AT + names + _GAP if names >= min(self._width, _NAMES) else _BELOW
+        behind = len(line) + _GAP
+        beside = behind <= indent or behind + len(told) <= options.max_width
+        if not beside:
+            yield line
+            line = Text()
+        for part in told.wrap(console, max(1, options.max_width - indent), overflow="fold"):
+            part.rstrip()
+            yield Text.assemble(line, " " * max(_GAP, indent - len(line)), part)
+            line = Text()
+
+
+def line(result: Mapping[str, Any], width: int) -> _Line:
+    """One scenario's verdict; `width` is that of the longest name among them."""
+    return _Line(result, width)
 
 
 def render_rest(document: Mapping[str, Any]) -> RenderableType:
