@@ -420,6 +420,26 @@ def test_a_combination_of_actors_by_name(call: Callable[..., Ran]) -> None:
     assert re.search(r"BUG +fill\+oom-nofs-fs-lock\+user +deadlock after", result.stdout)
 
 
+def test_a_file_that_leaves_scenarios_out_is_told_of(
+    explorer: Explorer, call: Callable[..., Ran], tmp_path: Path
+) -> None:
+    file = tmp_path / "balloonctl.toml"
+    file.write_text('[explore]\nscenario = ["oom-while-filling", "fill-alone"]\n')
+    narrowed = "balloonctl.toml narrows it to scenario oom-while-filling, fill-alone"
+    result = call("explore", "coarse")
+    assert result.stderr == f"note: not everything is explored: {narrowed}\n"
+    assert len(explorer.calls) == 2
+    assert narrowed in call("explore", "--all", "--by", "scenario").stderr
+    assert narrowed in call("explore", "coarse", "--thorough").stderr
+    assert call("explore", "coarse", "--scenario", "fill-alone").stderr == ""
+    file.unlink()
+    assert call("explore", "coarse").stderr == ""
+    result = call("explore", "coarse", env={"BALLOONCTL_EXPLORE_SCENARIO": "fill-alone"})
+    assert "BALLOONCTL_EXPLORE_SCENARIO narrows it to scenario fill-alone" in result.stderr
+    file.write_text('[explore]\nproperty = "deadlock"\n')
+    assert "narrows it to property deadlock" in call("explore", "coarse").stderr
+
+
 def test_list(explorer: Explorer, call: Callable[..., Ran]) -> None:
     assert "four meet" in call("explore", "--list").stdout
     assert "four meet" not in call("explore", "coarse", "--list").stdout

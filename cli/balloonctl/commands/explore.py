@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from balloonctl.command import command
+from balloonctl.command import CONFIGURATION, command
 from balloonctl.commands.machines import complete_design, complete_design_option, design_options
 from balloonctl.context import App, pass_app
 from balloonctl.output import Format, report
@@ -18,6 +19,7 @@ from balloonvq.counters import to_document
 from balloonvq.errors import BalloonError
 
 if TYPE_CHECKING:
+    from balloonctl.config import Configuration
     from balloonvq.driver.designs import Design
     from balloonvq.explore.live import Confirmation
     from balloonvq.explore.matrix import Cell, Survey
@@ -327,6 +329,23 @@ def _by_property(ctx: click.Context, by: str | None, html: str | None, confirm: 
     return True
 
 
+def _tell_narrowing(app: App, ctx: click.Context) -> None:
+    """Says what keeps some scenarios out that nobody left out on the command line."""
+    configuration: Configuration = ctx.meta[CONFIGURATION]
+    for name in ("scenario", "property"):
+        match ctx.get_parameter_source(name):
+            case ParameterSource.DEFAULT_MAP:
+                where = str(configuration.files["explore", name])
+            case ParameterSource.ENVIRONMENT:
+                where = f"BALLOONCTL_EXPLORE_{name.upper()}"
+            case _:
+                continue
+        value = ctx.params[name]
+        if value:
+            words = value if isinstance(value, str) else ", ".join(value)
+            app.note(f"not everything is explored: {where} narrows it to {name} {words}")
+
+
 def _not_both(ctx: click.Context, both: object, why: str) -> None:
     if both:
         raise click.UsageError(f"{why}; give one of them", ctx)
@@ -469,6 +488,7 @@ def explore(
         raise click.UsageError("--by is for --all", ctx)
     if not (every or design or only_list):
         raise click.UsageError("name a DESIGN, or give --all or --list", ctx)
+    _tell_narrowing(app, ctx)
     _not_both(ctx, scenario and thorough, "--thorough is for all scenarios, --scenario for some")
     _not_both(
         ctx, jobs is not None and executor is not None, "--jobs is for this machine, --executor for others"
