@@ -101,10 +101,11 @@ def text_of(svg: str) -> str:
 
 
 def masked(text: str) -> str:
-    """Text without what changes from run to run: numbers, their units, bars and spacing."""
+    """Text without what changes from run to run: numbers, their units, the s of what they count, bars and spacing."""
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", text)
     text = re.sub(r"\d[\d,.:]*(?:\s?(?:[kMGT]i?B|[KMGT]|bytes|[nµm]?s|min|%|/s))*(?![A-Za-z])", "N", text)
     text = re.sub(r"[^\x00-\x7f]+", " ", text)
+    text = re.sub(r"s\b", "", text)
     return "\n".join(row for line in text.splitlines() if (row := " ".join(line.split())))
 
 
