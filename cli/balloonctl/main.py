@@ -81,7 +81,7 @@ COMMANDS: dict[str, Entry] = {
     "run": Entry(_SESSION, "scripting", "Run the commands in a file.", "run_command"),
     "sleep": Entry(_SESSION, "scripting", "Let time pass on the machine's clock.", session_only=True),
     "echo": Entry(_SESSION, "scripting", "Print words.", session_only=True),
-    "help": Entry(_SESSION, "scripting", "Explain the commands, or one.", "help_command", session_only=True),
+    "help": Entry(_SESSION, "scripting", "Explain the commands, or one.", "help_command"),
     "exit": Entry(_SESSION, "scripting", "Leave the session.", "exit_command", session_only=True),
     "bench": Entry(_TOOL, "bench", "Measure, as ratios to what cannot be cheaper."),
     "explore": Entry(_TOOL, "explore", "Look at every interleaving of a locking design: proof or bug."),

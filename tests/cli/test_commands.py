@@ -455,6 +455,23 @@ def test_another_machine_is_never_started(call: Call, world: World) -> None:
     assert world.started == []
 
 
+@pytest.mark.parametrize("words", [[], ["start"], ["bench"], ["bench", "ring"], ["help"]])
+def test_help_is_a_command_too(call: Call, words: list[str]) -> None:
+    assert call("help", *words).stdout == call(*words, "--help").stdout
+
+
+def test_help_on_what_is_no_command(call: Call) -> None:
+    for line, says in (
+        ("strat", "no such command: 'strat'; did you mean"),
+        ("bench rnig", "no such command: 'rnig'; did you mean ring?"),
+        ("start x", "start has no commands of its own"),
+        ("exit", "'exit' works in a shell or a script only"),
+    ):
+        result = call("help", *line.split())
+        assert result.exit_code == 2
+        assert says in result.stderr
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from balloonctl.command import CONFIGURATION, BalloonCommand, command
+from balloonctl.command import CONFIGURATION, command
 from balloonctl.connection import PrivateConnection
 from balloonctl.context import App, pass_app
 from balloonctl.failures import Leave
@@ -219,26 +219,30 @@ def _complete_command(ctx: click.Context, param: click.Parameter, incomplete: st
 
 
 @click.command("help")
-@click.argument("name", metavar="[COMMAND]", required=False, shell_complete=_complete_command)
+@click.argument("names", metavar="[COMMAND]", nargs=-1, shell_complete=_complete_command)
 @click.pass_context
-def help_command(ctx: click.Context, name: str | None) -> int:
+def help_command(ctx: click.Context, names: tuple[str, ...]) -> int:
     """Explain the commands, or one of them."""
-    root = ctx.find_root()
     from balloonctl.main import BalloonGroup
 
+    root = ctx.find_root()
+    app = root.find_object(App)
     assert isinstance(root.command, BalloonGroup)
-    if name is None:
+    inside = app is not None and app.session is not None
+    if not names and inside:
         formatter = root.make_formatter()
         root.command.format_commands(root, formatter)
         click.echo(formatter.getvalue().strip())
         return 0
-    found = root.command.get_command(root, name)
-    if found is None:
-        raise click.UsageError(root.command.unknown(root, name))
-    with click.Context(found, info_name=name, parent=root) as inner:
-        text = found.get_help(inner)
-    click.echo(
-        text.replace(f"Usage: {root.info_name} ", "Usage: ", 1) if isinstance(found, BalloonCommand) else text
-    )
+    explained = root
+    for name in names:
+        group = explained.command
+        if not isinstance(group, click.Group):
+            raise click.UsageError(f"{explained.info_name} has no commands of its own", explained)
+        _, found, _ = group.resolve_command(explained, [name])
+        assert found is not None
+        explained = click.Context(found, info_name=name, parent=explained)
+    text = explained.get_help()
+    click.echo(text.replace(f"Usage: {root.info_name} ", "Usage: ", 1) if inside else text)
     sys.stdout.flush()
     return 0
