@@ -21,6 +21,9 @@ BUDGET = 1 << 17
 
 _WORD = (1 << 64) - 1
 
+#: What a function returns that need not be called again.
+_ENDS = frozenset({lib.EXPLORE_DONE, lib.EXPLORE_NONE})
+
 
 class Fields(NamedTuple):
     """Where things are in a state: (first bit, bits) of each."""
@@ -74,6 +77,8 @@ class Kernel:
         #: Bits of a state.
         self.bits = fields.bits + (count.bit_length() if one_cpu else 0)
         self._words = -(-self.bits // 64)
+        #: The first bit of each word of a state.
+        self._shifts = tuple(range(0, 64 * self._words, 64))
         layout = ffi.new("struct explore_layout *")
         layout.words = self._words
         layout.actors = count
@@ -111,9 +116,7 @@ class Kernel:
         return result
 
     def _split(self, number: int) -> list[int]:
-        if self._words == 1:
-            return [number]
-        return [number >> shift & _WORD for shift in range(0, 64 * self._words, 64)]
+        return [number >> shift & _WORD for shift in self._shifts]
 
     def walk(
         self,
@@ -136,7 +139,7 @@ class Kernel:
         cursor.next, cursor.begin, cursor.end = begin, begin, end
         while True:
             result = self.check(function(self.handle, *arguments, cursor, BUDGET))
-            if result in {lib.EXPLORE_DONE, lib.EXPLORE_NONE}:
+            if result in _ENDS:
                 return result, int(cursor.transitions)
             answer(result, cursor)
 
@@ -156,7 +159,7 @@ class Kernel:
         owner: int = -1,
     ) -> None:
         """Adds an entry, see ``explore_add``."""
-        words = [word for difference in differences for word in self._split(difference)]
+        words = [difference >> shift & _WORD for difference in differences for shift in self._shifts]
         self.check(
             lib.explore_add(self.handle, table, self._split(state), words, len(differences), open_, owner)
         )
@@ -185,9 +188,10 @@ class Kernel:
     def state(self, index: int) -> int:
         """A state."""
         words = lib.explore_state(self.handle, index)
-        if self._words == 1:
-            return int(words[0])
-        return sum(words[number] << 64 * number for number in range(self._words))
+        state: int = words[0]
+        for number in range(1, self._words):
+            state |= words[number] << 64 * number
+        return state
 
     def begin(self, state: int) -> None:
         """Forgets all states but this one, the first."""

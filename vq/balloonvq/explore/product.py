@@ -43,7 +43,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from balloonvq.explore.automaton import Automaton, TooManyLocalStates, verify
+from balloonvq.explore.automaton import Automaton, Node, TooManyLocalStates, verify
 from balloonvq.explore.kernel import Event, Fields, Kernel
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
@@ -114,6 +114,19 @@ class Effect(NamedTuple):
 
 #: Kinds of operations that spin: time may pass there.
 _RELAXING: Final = frozenset({"relax", "cpu_relax"})
+
+
+def _flags(node: Node) -> int:
+    """What the kernel has to know of a local state, ``enum explore_node_flag``."""
+    operation = node.operation
+    if operation is None:
+        return int(lib.EXPLORE_GIVES_WAY | (lib.EXPLORE_FAILED if node.error is not None else 0))
+    return int(
+        (lib.EXPLORE_RELAXES if operation.kind in _RELAXING else 0)
+        | (lib.EXPLORE_GIVES_WAY if operation.gives_way else 0)
+        | (lib.EXPLORE_UNGUARDED if operation.open else 0)
+    )
+
 
 #: Seconds from one checkpoint to the next.
 SAVE_S: Final = 10.0
@@ -300,32 +313,23 @@ class Product:
 
     def _cover(self, actor: int) -> None:
         """Makes tables for the local states that have none. A step from one depends on at least its object."""
-        masks, tables = self.masks[actor], self.tables[actor]
-        own = self.actor_mask[actor] << self.actor_shift[actor]
-        nodes = self.automata[actor].nodes
-        if len(nodes) - 1 > self.actor_mask[actor]:
+        masks, nodes = self.masks[actor], self.automata[actor].nodes
+        if len(masks) == len(nodes):
+            return
+        full = self.actor_mask[actor]
+        if len(nodes) - 1 > full:
             raise Widened
         for entry in nodes[len(masks) :]:
-            mask = own if entry.operation is None else own | self._object_bits(entry.operation.object)
-            self.kernel.set_node(actor, entry.index, mask, self._flags(actor, entry.index))
+            mask = full << self.actor_shift[actor]
+            if entry.operation is not None:
+                mask |= self._object_bits(entry.operation.object)
+            self.kernel.set_node(actor, entry.index, mask, _flags(entry))
             masks.append(mask)
-            tables.append({})
+            self.tables[actor].append({})
 
     def _object_bits(self, index: int) -> int:
         """The bits of an object's field."""
         return self.object_mask[index] << self.object_shift[index]
-
-    def _flags(self, actor: int, node: int) -> int:
-        """What the kernel has to know of a local state, ``enum explore_node_flag``."""
-        entry = self.automata[actor].nodes[node]
-        operation = entry.operation
-        if operation is None:
-            return int(lib.EXPLORE_GIVES_WAY | (lib.EXPLORE_FAILED if entry.error is not None else 0))
-        return int(
-            (lib.EXPLORE_RELAXES if operation.kind in _RELAXING else 0)
-            | (lib.EXPLORE_GIVES_WAY if operation.gives_way else 0)
-            | (lib.EXPLORE_UNGUARDED if operation.open else 0)
-        )
 
     def number(self, index: int, value: Hashable) -> int:
         """The number of a value of an object, which fits its field."""
@@ -600,7 +604,7 @@ class Product:
             wanted |= self._object_bits(nodes[passed].operation.object)  # type: ignore[union-attr]
         if wanted != masks[node]:
             masks[node] = wanted
-            self.kernel.set_node(actor, node, wanted, self._flags(actor, node))
+            self.kernel.set_node(actor, node, wanted, _flags(nodes[node]))
             if self.tables[actor][node]:
                 self.tables[actor][node] = {}
                 self._emptied.add(actor)
