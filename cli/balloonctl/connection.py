@@ -1,7 +1,7 @@
 """Which machine the commands drive.
 
 * `BackgroundConnection`: a machine with a name, in a process of its own. The
-  default one is started when none runs, but not for a look at it.
+  default one is started when none runs.
 * `SocketConnection`: whatever speaks QMP behind a unix socket.
 * `PrivateConnection`: a machine inside this process, for a shell or a script;
   made by the first command that needs it, or by a `start` line.

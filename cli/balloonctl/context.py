@@ -246,15 +246,6 @@ class App(Voice):
 
         return LoggedClient(client, self)
 
-    def look(self) -> Client:
-        """The machine to look at, which changes nothing: none is left running in the background by it.
-
-        A shell or a script has its own machine to look at, from the first command on.
-        """
-        from balloonctl.connection import PrivateConnection
-
-        return self.client(start=isinstance(self.connection, PrivateConnection))
-
     def log(self) -> None:
         """Has what the library logs said as -v asks for."""
         from balloonctl.verbose import log_to

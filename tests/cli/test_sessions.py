@@ -296,7 +296,7 @@ def test_flag_environment_local_user_default(call: Call, world: World, home: Pat
     assert origins["start.seed"] == str(user)
     call("-c", "status")
     assert world.configs[0]["ram_bytes"] == 256 * MIB
-    call("inflate", "8M")
+    call("status")
     assert world.started[-1]["ram_bytes"] == 256 * MIB
 
 

@@ -34,7 +34,7 @@ def check(app: App, /) -> int:
     """Let the guest's tasks verify the content of all their pages; exit 3 if one lost it."""
     from balloonctl.render.compact import render_check
 
-    report = {"schema": "balloonctl/check/1", **ask(app.look(), "x-check")}
+    report = {"schema": "balloonctl/check/1", **ask(app.client(), "x-check")}
     app.emit(report, render_check)
     if report["lost_pages"]:
         raise LostData(

@@ -27,7 +27,7 @@ def _line(document: Document) -> str:
 @pass_app
 def events(app: App, /, count: int | None, text: bool) -> int:
     """Print events as they come, a JSON object a line, until Ctrl-C."""
-    client = app.look()
+    client = app.client()
     if not text and app.settings.output is Format.TABLE:
         app.adjust(output=Format.JSONL)
     seen = 0

@@ -164,7 +164,7 @@ def expect(app: App, /, figure: str, value: tuple[str, ...]) -> int:
     sign, text = match.groups()
     if not text:
         raise click.UsageError("expect needs a VALUE to compare with")
-    status = status_of(app.look())
+    status = status_of(app.client())
     name, found = look_up(status, figure)
     wanted = _wanted(text, name, found, int(status.get("ram_bytes", 0)))
     try:

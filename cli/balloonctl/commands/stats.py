@@ -26,7 +26,7 @@ def stats(app: App, /, refresh: bool) -> int:
     """
     from balloonctl.render.stats import render_stats
 
-    report = ask(app.look(), "x-stats", {"refresh": refresh})
+    report = ask(app.client(), "x-stats", {"refresh": refresh})
     if not report["updates"]:
         app.note("the guest has not sent any statistics yet")
     app.emit(report, render_stats)

@@ -20,7 +20,7 @@ def status(app: App, /) -> int:
     """
     from balloonctl.render.status import render_status
 
-    client = app.look()
+    client = app.client()
     document = status_of(client)
     app.emit(document, render_status)
     if document["state"] == "deadlocked" and app.settings.output is Format.TABLE:

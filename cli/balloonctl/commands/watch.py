@@ -77,7 +77,7 @@ def watch(app: App, /, interval: float, count: int | None) -> int:
     Keys: p or space pauses, + and - change the interval, q leaves. Where stdout is not a terminal: a line an
     interval, with --json a status document a line. Rates come from the machine's own clock.
     """
-    look(app, app.look(), interval, count)
+    look(app, app.client(), interval, count)
     return 0
 
 
