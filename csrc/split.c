@@ -278,17 +278,17 @@ static inline uint16_t free_at(const struct split_driver *vq, uint64_t i)
 	return vq->free[(vq->free_next + i) & vq->mask];
 }
 
-/* Remembers the buffer and writes its head into the next ring slot. */
-static inline void stage(struct split_driver *vq, uint16_t head, unsigned count, uint64_t token)
+/* Remembers the buffer. Returns the ring slot into which its head has yet to be written. */
+static inline uint8_t *stage(struct split_driver *vq, uint16_t head, unsigned count, uint64_t token)
 {
 	struct slot *slot = &vq->slots[head];
-	uint64_t position = vq->added;
+	const uint64_t position = vq->added;
 
 	slot->token = token;
+	slot->position = position;
 	vq->free_next += count;
 	vq->added = position + 1;
-	le16_store(vq->avail + RING_ENTRIES + AVAIL_ENTRY * (position & vq->mask), head);
-	slot->position = position;
+	return vq->avail + RING_ENTRIES + AVAIL_ENTRY * (position & vq->mask);
 }
 
 /* Any buffer; as split_driver_add(). */
@@ -317,7 +317,7 @@ static __attribute__((noinline)) int add_chain(struct split_driver *vq,
 		vq->next[at] = next;
 		at = next;
 	}
-	stage(vq, head, count, token);
+	le16_store(stage(vq, head, count, token), head);
 	return 0;
 }
 
@@ -326,6 +326,8 @@ inline int split_driver_add(struct vq_driver *half, const struct vq_segment *seg
 {
 	struct split_driver *vq = driver_of(half);
 	const uint16_t head = free_at(vq, 0);
+	uint64_t addr, rest;
+	uint8_t *entry;
 
 	/* The balloon's own case, one descriptor where the last one was, without the loops: the
 	 * same checks for one segment; an empty one is in no window. A broken queue shows no free
@@ -333,9 +335,12 @@ inline int split_driver_add(struct vq_driver *half, const struct vq_segment *seg
 	if (unlikely(readable + writable != 1 || readable > 1 || free_count(vq) == 0 ||
 		     !gm_window_holds(&vq->window, segments->addr, segments->len)))
 		return add_chain(vq, segments, readable, writable, token);
-	desc_store(vq->desc + (size_t)DESC_BYTES * head, segments->addr,
-		   desc_rest(segments->len, writable ? DESC_F_WRITE : 0, 0));
-	stage(vq, head, 1, token);
+	/* Stores to shared memory last: after each, the compiler loads private fields anew. */
+	addr = segments->addr;
+	rest = desc_rest(segments->len, writable ? DESC_F_WRITE : 0, 0);
+	entry = stage(vq, head, 1, token);
+	desc_store(vq->desc + (size_t)DESC_BYTES * head, addr, rest);
+	le16_store(entry, head);
 	return 0;
 }
 
@@ -372,7 +377,7 @@ int split_driver_add_indirect(struct vq_driver *half, const struct vq_segment *s
 	/* INDIRECT alone: never with NEXT (SPLIT-DRV-10). */
 	desc = vq->desc + (size_t)DESC_BYTES * head;
 	desc_store(desc, table_addr, desc_rest(DESC_BYTES * count, DESC_F_INDIRECT, 0));
-	stage(vq, head, 1, token);
+	le16_store(stage(vq, head, 1, token), head);
 	return 0;
 }
 
@@ -433,8 +438,9 @@ inline int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32
 	struct split_driver *vq = driver_of(half);
 	const uint64_t at = vq->used_next;
 	const uint8_t *entry;
+	uint64_t free_end;
 	struct slot *slot;
-	uint32_t id;
+	uint32_t id, bytes;
 
 	if (at == vq->used_seen) {
 		uint16_t idx, fresh;
@@ -454,6 +460,7 @@ inline int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32
 
 	entry = vq->used + RING_ENTRIES + USED_ENTRY * (at & vq->mask);
 	id = le32_load(entry + USED_ID);
+	bytes = le32_load(entry + USED_LEN);
 	/* One comparison refuses free descriptors, middles of chains (both POSITION_FREE) and
 	 * buffers that are staged but were never shown. */
 	if (unlikely(id >= vq->size || vq->slots[id].position >= vq->published))
@@ -465,17 +472,20 @@ inline int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32
 	if (token)
 		*token = slot->token;
 	if (len)
-		*len = le32_load(entry + USED_LEN);
+		*len = bytes;
 	/* Last, as it reuses `id`. */
+	free_end = vq->free_end;
 	for (;;) {
 		uint16_t next = vq->next[id];
 
-		vq->free[vq->free_end++ & vq->mask] = (uint16_t)id;
+		vq->free[free_end++ & vq->mask] = (uint16_t)id;
 		if (likely(next == CHAIN_END))
-			return 1;
+			break;
 		vq->next[id] = CHAIN_END;
 		id = next;
 	}
+	vq->free_end = free_end;
+	return 1;
 }
 
 void split_driver_disable_calls(struct vq_driver *half)
