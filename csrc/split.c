@@ -30,7 +30,8 @@
  * that the device could have changed is ever read back from the table. (A queue
  * and not a stack: the descriptor that is wanted next is then never the one that
  * came back last, so that add() need not wait for the entry that named it, and
- * neighbours in time are neighbours in the table, four to a cache line.) add()
+ * neighbours in time are neighbours in the table, four to a cache line, and the
+ * lines that are wanted next are known and fetched ahead.) add()
  * takes descriptors from it, fills them and writes the head into the next
  * ring slot. publish() stores idx once for the whole batch. get_used() compares
  * used idx with its cached copy and looks at shared memory only when the cache
@@ -86,6 +87,13 @@ enum {
 #define USED_F_NO_NOTIFY     1u
 
 #define CHAIN_BYTES_MAX (1ull << 32) /* SPLIT-DRV-06 */
+
+/*
+ * Entries between the one that is looked at and the one whose cache line is fetched: four lines of
+ * descriptors, two of the used ring. While the driver goes through that many, a line arrives
+ * from another processor.
+ */
+#define FETCH_AHEAD 16u
 
 /* An event this far away is passed by nobody soon: no batch reaches across half the indices. */
 #define EVENT_FAR 0x8000u
@@ -335,6 +343,9 @@ inline int split_driver_add(struct vq_driver *half, const struct vq_segment *seg
 	if (unlikely(readable + writable != 1 || readable > 1 || free_count(vq) == 0 ||
 		     !gm_window_holds(&vq->window, segments->addr, segments->len)))
 		return add_chain(vq, segments, readable, writable, token);
+	/* The device read the line of this descriptor when it was in use, so a store has to take
+	 * the line back. If fewer are free, it is one in use, for which nothing is lost but time. */
+	prefetch_for_write(vq->desc + (size_t)DESC_BYTES * free_at(vq, FETCH_AHEAD));
 	/* Stores to shared memory last: after each, the compiler loads private fields anew. */
 	addr = segments->addr;
 	rest = desc_rest(segments->len, writable ? DESC_F_WRITE : 0, 0);
@@ -459,6 +470,8 @@ inline int split_driver_get_used(struct vq_driver *half, uint64_t *token, uint32
 	}
 
 	entry = vq->used + RING_ENTRIES + USED_ENTRY * (at & vq->mask);
+	/* It may not be there yet; it is read when its turn comes. */
+	prefetch_for_read(vq->used + RING_ENTRIES + USED_ENTRY * ((at + FETCH_AHEAD) & vq->mask));
 	id = le32_load(entry + USED_ID);
 	bytes = le32_load(entry + USED_LEN);
 	/* One comparison refuses free descriptors, middles of chains (both POSITION_FREE) and
