@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ from balloonvq.bench.measure import Sample
 from balloonvq.errors import InternalError, InvalidArgument
 from balloonvq.features import Feature
 from balloonvq.ffi import CData, check, ffi, lib
+from balloonvq.histogram import Histogram
 from balloonvq.machine import Machine, MachineConfig
 from balloonvq.memory import PAGE_SIZE, GuestMemory, is_private
 
 __all__ = ["EXTRA_BYTES", "Arena", "bare_machine", "chosen", "last_cpu", "memory_name", "sibling"]
 
 INFLATE, DEFLATE = 0, 1
+
+#: How many single requests tell what one costs; enough that the start of a device thread does not count.
+REQUESTS = 2000
 
 #: Guest memory of a whole path beside the bytes that move: rings, arrays, and room to breathe.
 EXTRA_BYTES = 64 << 20
@@ -171,6 +176,19 @@ class Arena:
         """The way back."""
         given = ffi.from_buffer("uint32_t[]", pfns)
         return self._take(len(pfns), lambda: lib.bench_rig_run(rig, DEFLATE, given, len(pfns), self._report))
+
+    def request_cpu_ns(self, cpu: int | None) -> float:
+        """Processor time that a driver in C uses for a request: ring, kick, and the sleep on eventfds.
+
+        The mean of `REQUESTS` of one page, on the processor that it shares with the device.
+        """
+        each = Histogram()
+        with self.rig(must_tell_host=True) as rig:
+            started = time.thread_time_ns()
+            rc = lib.bench_rig_round_trips(rig, 0, REQUESTS, -1 if cpu is None else cpu, each.handle)
+            used = time.thread_time_ns() - started
+        check(rc, "send single requests")
+        return used / REQUESTS
 
     def _gone(self, pages: int, measured: Callable[[], int]) -> Report:
         """Measures, and counts what really left.

@@ -26,6 +26,7 @@ from balloonvq.bench.arena import EXTRA_BYTES, Arena, bare_machine, chosen, memo
 from balloonvq.bench.measure import Against, Definition, Parameter, Row, Sample
 from balloonvq.bench.pfn_orders import ORDERS, RECORDED, RECORDED_PAGES, RECORDED_RAM_PAGES, order
 from balloonvq.errors import InternalError, InvalidArgument
+from balloonvq.host import shared_cpu
 from balloonvq.machine import Machine
 from balloonvq.memory import PAGE_SIZE, is_private
 
@@ -167,7 +168,7 @@ class Inflate:
                 sum(limits) / len(limits), {"first_ns": limits[0], "last_ns": limits[-1]}
             )
             if backing in self._machines:
-                samples[f"{kind} path"] = self._path(self._machines[backing])
+                samples[f"{kind} path"] = self._path(self._machines[backing], self._arenas[backing])
         return samples
 
     def _limit(self, backing: str) -> float:
@@ -195,8 +196,11 @@ class Inflate:
                 facts["first_touch_ns"] = arena.first_touch_ns(pfns)
             return report.sample(**facts)
 
-    def _path(self, machine: Machine) -> Sample:
+    def _path(self, machine: Machine, arena: Arena) -> Sample:
         """Inflates a machine, over memory that was just written.
+
+        Python's part is what is left when what the device used is taken away, and what a driver in C uses for
+        as many requests on the same processor: the ring, the kick and the sleep cost every driver.
 
         Raises:
             InternalError: if the balloon did not get its size, or memory did not leave.
@@ -224,7 +228,8 @@ class Inflate:
         machine.set_target(0)
         machine.wait()
         arrays = max(1, counters.requests - requests.requests)
-        python = max(0, process_cpu - device_cpu)
+        request_ns = arena.request_cpu_ns(shared_cpu())
+        python = max(0.0, process_cpu - device_cpu - arrays * request_ns)
         return Sample(
             elapsed / pages,
             {
@@ -232,6 +237,7 @@ class Inflate:
                 "cpu_ns_per_page": process_cpu / pages,
                 "python_share": python / max(1, process_cpu),
                 "python_ns_per_array": python / arrays,
+                "request_ns_per_array": request_ns,
             },
         )
 
