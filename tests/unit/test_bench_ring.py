@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from balloonvq.bench.measure import Plan, measure
-from balloonvq.bench.ring import BENCHMARK, PROGRAMS, Ring, Ringtest
+from balloonvq.bench.ring import BENCHMARK, PROGRAM_BUFFERS, PROGRAMS, Ring, Ringtest
 from balloonvq.errors import InvalidArgument
 
 #: So few that a round takes some milliseconds; the smallest that the command allows.
@@ -134,7 +134,7 @@ def test_ringtest_is_built_elsewhere_and_runs_in_every_round(tmp_path):
     samples = ring.round()
     assert all(samples[program].value > 0 for program in PROGRAMS)
     assert [line.split() for line in calls.read_text().splitlines()] == [
-        [f"./{program}", "--ring-size=64", f"--run-cycles={BUFFERS}"] for program in PROGRAMS
+        [f"./{program}", "--ring-size=64", f"--run-cycles={PROGRAM_BUFFERS}"] for program in PROGRAMS
     ]
     goals = {row.name: {other.row: other.at_most for other in row.against} for row in ring.rows}
     assert goals["polling K=1"]["virtio_ring_0_9"] == 0.45

@@ -43,6 +43,9 @@ ALONE_GOAL = 0.6
 #: The programs of ringtest that are run.
 PROGRAMS = ("virtio_ring_0_9", "virtio_ring_inorder", "ring")
 
+#: The fewest buffers a program gets: its start and end, some milliseconds, count and must not weigh.
+PROGRAM_BUFFERS = 1 << 21
+
 #: Seconds after which a program of the kernel's is given up.
 PROGRAM_SECONDS = 300.0
 
@@ -104,7 +107,11 @@ class Ringtest:
             self.without_kernel_ring = f"virtio_ring.c does not build for user space: {why}"
 
     def program_ns(self, program: str, queue_size: int, buffers: int, cpus: tuple[int, int]) -> float:
-        """Nanoseconds a buffer that one of `PROGRAMS` takes, its start and end included."""
+        """Nanoseconds a buffer that one of `PROGRAMS` takes, its start and end included.
+
+        It gets `buffers`, or `PROGRAM_BUFFERS` if that is more.
+        """
+        buffers = max(buffers, PROGRAM_BUFFERS)
         words = [f"./{program}", f"--ring-size={queue_size}", f"--run-cycles={buffers}"]
         if cpus[0] >= 0:
             words += [f"--guest-affinity={cpus[0]}", f"--host-affinity={cpus[1]}"]
