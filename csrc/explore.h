@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The inner loops of the product search (vq/balloonvq/explore/product.py and liveness.py).
+ * The inner loops of the product search (vq/balloonvq/explore/search.py and liveness.py).
  *
  * A state is a row of bit fields: of each actor the number of its local state (its node), of
  * each object the number of its value. What an actor does next depends on its node and on a few

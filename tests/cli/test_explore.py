@@ -22,8 +22,8 @@ from balloonctl.render.explore_html import explore_page
 from balloonvq.explore import live, parallel
 from balloonvq.explore import scenarios as library
 from balloonvq.explore.live import Confirmation
-from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import Result, Scenario
+from balloonvq.explore.search import Limits
 from balloonvq.explore.verdict import Kind
 
 

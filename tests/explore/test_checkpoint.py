@@ -15,9 +15,11 @@ from balloonvq.driver.designs import find
 from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.explore import checkpoint, product
 from balloonvq.explore.automaton import Automaton
-from balloonvq.explore.product import Keeping, Limits, Product
+from balloonvq.explore.product import Keeping
 from balloonvq.explore.programs import generate
 from balloonvq.explore.scenarios import SCENARIOS, program
+from balloonvq.explore.search import Limits
+from balloonvq.explore.tables import Product
 from balloonvq.explore.verdict import Outcome
 from balloonvq.explore.world import Bounds, Program, World
 
@@ -290,7 +292,7 @@ def test_an_interrupt_behind_a_layer_counts_none_of_it_twice(tmp_path) -> None:
 
 
 #: The command, which keeps a search from its first layers on.
-COMMAND = "from balloonvq.explore import product; product.SAVE_S = 0; from balloonctl.main import run; run()"
+COMMAND = "from balloonvq.explore import search; search.SAVE_S = 0; from balloonctl.main import run; run()"
 
 
 def test_ctrl_c_leaves_a_file_to_go_on_from(tmp_path) -> None:

@@ -14,8 +14,8 @@ from balloonvq.device import BalloonDevice
 from balloonvq.driver.designs import DESIGNS, find
 from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.explore import live, live_guest, product, programs, replay
-from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import SCENARIOS, program, run, scenarios_for
+from balloonvq.explore.search import Limits
 from balloonvq.explore.verdict import Kind
 from balloonvq.explore.world import Program
 from balloonvq.runtime import baton

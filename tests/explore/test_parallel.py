@@ -16,8 +16,8 @@ import pytest
 from balloonvq.driver.designs import find
 from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.explore.parallel import Task, connected, explore_all, processes
-from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import SCENARIOS, Scenario, scenarios_for
+from balloonvq.explore.search import Limits
 from balloonvq.explore.verdict import Outcome
 
 NAMES = (

@@ -14,9 +14,10 @@ from balloonvq.errors import InvalidArgument
 from balloonvq.explore import invariants, model
 from balloonvq.explore.live import confirm
 from balloonvq.explore.matrix import VARIANTS, row
-from balloonvq.explore.product import Limits, explore
+from balloonvq.explore.product import explore
 from balloonvq.explore.properties import RULES, Property, broken_by, judge, property_named, shown_by, survey
 from balloonvq.explore.scenarios import SCENARIOS, Scenario, combination, program, run, scenarios_for
+from balloonvq.explore.search import Limits
 from balloonvq.explore.verdict import Kind, Outcome
 from balloonvq.explore.world import Program, World
 from balloonvq.guest import stack

@@ -11,8 +11,8 @@ from balloonvq.errors import InvalidArgument
 from balloonvq.explore import naive
 from balloonvq.explore import replay as strings
 from balloonvq.explore.automaton import Automaton
-from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import SCENARIOS, Scenario, program, run, scenarios_for
+from balloonvq.explore.search import Limits
 from balloonvq.explore.verdict import Kind, Outcome
 from balloonvq.explore.world import Bounds, World
 from balloonvq.guest.pages import Batch

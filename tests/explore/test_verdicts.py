@@ -8,6 +8,7 @@ from examples import program
 
 from balloonvq.errors import InvalidArgument
 from balloonvq.explore import dpor, naive, product, random_walk
+from balloonvq.explore.search import Limits
 from balloonvq.explore.verdict import Kind, Outcome
 from balloonvq.explore.world import Bounds, Program
 
@@ -186,7 +187,7 @@ def test_a_limit_is_incomplete_and_never_a_pass() -> None:
         for index, word in enumerate(words):
             rt.spawn("ABCD"[index], "", lambda word=word: [setattr(word, "value", n) for n in range(9)])
 
-    verdict = product.explore(Program("big", build), product.Limits(states=500))
+    verdict = product.explore(Program("big", build), Limits(states=500))
     assert verdict.outcome is Outcome.INCOMPLETE
     assert "500 states" in verdict.why
 

@@ -8,8 +8,8 @@ from balloonvq.bench import explore
 from balloonvq.bench.explore import COLD, Explore
 from balloonvq.explore import product
 from balloonvq.explore.parallel import Task
-from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import SCENARIOS
+from balloonvq.explore.search import Limits
 
 
 @pytest.fixture

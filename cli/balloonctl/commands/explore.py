@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from balloonvq.explore.live import Confirmation
     from balloonvq.explore.matrix import Cell, Survey
     from balloonvq.explore.parallel import Task
-    from balloonvq.explore.product import Limits, Progress
     from balloonvq.explore.properties import Property
     from balloonvq.explore.scenarios import Result, Scenario
+    from balloonvq.explore.search import Limits, Progress
     from balloonvq.explore.timeline import Timeline
     from balloonvq.explore.verdict import Schedule
 
@@ -497,9 +497,9 @@ def explore(
     from balloonvq.driver.designs import DESIGNS, choose_options
     from balloonvq.explore.load import find_scenario
     from balloonvq.explore.parallel import Task
-    from balloonvq.explore.product import Limits
     from balloonvq.explore.properties import property_named
     from balloonvq.explore.scenarios import SCENARIOS, program, scenarios_for
+    from balloonvq.explore.search import Limits
 
     names = list(DESIGNS) if every else [design] if design else []
     limits = Limits(max_states, max_seconds)

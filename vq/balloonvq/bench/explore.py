@@ -32,8 +32,8 @@ from balloonvq.driver.designs import DESIGNS, find
 from balloonvq.errors import BalloonError, InternalError
 from balloonvq.explore import product, promela
 from balloonvq.explore.parallel import Task, explore_all, processors
-from balloonvq.explore.product import Limits
 from balloonvq.explore.scenarios import SCENARIOS, program, scenarios_for
+from balloonvq.explore.search import Limits
 from balloonvq.explore.world import Bounds, Program, World
 from balloonvq.runtime.controlled import Execution
 

@@ -7,7 +7,11 @@ operations    what an actor can do: pure steps on one object
 world         the objects of a program, which operations are scheduling points, and why
 local_state   where an actor stands, read off its frames
 automaton     what one actor can do, learned by running it alone
-product       engine P: all actors together, with state matching
+kernel        states and tables in C
+tables        all actors together: states, steps, and what is wrong with a state
+search        goes through the states, and finds schedules to them
+comparison    real executions against the tables
+product       engine P: learns, searches, checks and answers
 liveness      livelocks in the product
 naive         engine N: brute force, the oracle
 dpor          engine D: partial-order reduction on real executions

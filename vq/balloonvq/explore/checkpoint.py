@@ -36,12 +36,13 @@ from typing import TYPE_CHECKING, Any
 
 import balloonvq
 from balloonvq.errors import BalloonError, InvalidArgument
-from balloonvq.explore.product import Layer
+from balloonvq.explore.search import Layer
 from balloonvq.explore.world import Nondeterminism, Program
 from balloonvq.files import written_whole
 
 if TYPE_CHECKING:
-    from balloonvq.explore.product import Product, Search
+    from balloonvq.explore.search import Search
+    from balloonvq.explore.tables import Product
 
 __all__ = ["Checkpoint", "identity", "read", "write"]
 

@@ -40,7 +40,7 @@ from balloonvq.ffi import lib
 from balloonvq.runtime.controlled import TICK, Decision
 
 if TYPE_CHECKING:
-    from balloonvq.explore.product import Search
+    from balloonvq.explore.search import Search
 
 __all__ = ["fair_circles", "livelock"]
 

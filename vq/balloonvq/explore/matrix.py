@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from balloonvq.driver.designs import DESIGNS, Design, find
 from balloonvq.explore.model import Depth
-from balloonvq.explore.product import Limits, OnLayer
 from balloonvq.explore.properties import Property, shown_by, survey
 from balloonvq.explore.replay import encode
 from balloonvq.explore.scenarios import Scenario, fits_design, program, scenarios_for
+from balloonvq.explore.search import Limits, OnLayer
 from balloonvq.explore.standstill import watched
 from balloonvq.explore.verdict import Bug, Outcome
 from balloonvq.explore.world import Program

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.explore import scenarios
-from balloonvq.explore.product import Limits, OnLayer
 from balloonvq.explore.scenarios import Result, Scenario
+from balloonvq.explore.search import Limits, OnLayer
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future

@@ -24,7 +24,9 @@ from __future__ import annotations
 from itertools import product as combinations
 
 from balloonvq.errors import InvalidArgument
-from balloonvq.explore.product import Limits, Product, Search, Special, started
+from balloonvq.explore.product import started
+from balloonvq.explore.search import Limits, Search
+from balloonvq.explore.tables import Product, Special
 from balloonvq.explore.verdict import Findings
 from balloonvq.explore.world import Program
 

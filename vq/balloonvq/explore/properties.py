@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING
 
 from balloonvq.errors import InvalidArgument
 from balloonvq.explore.automaton import TooManyLocalStates, verify
+from balloonvq.explore.comparison import confirm, sample
 from balloonvq.explore.liveness import livelock
-from balloonvq.explore.product import Limits, Product, Search, confirm, preemptions, sample, started
+from balloonvq.explore.product import started
+from balloonvq.explore.search import Limits, Search, preemptions
+from balloonvq.explore.tables import Product
 from balloonvq.explore.verdict import Bug, Kind, Outcome, Schedule, Verdict
 from balloonvq.explore.world import Program
 

@@ -23,8 +23,9 @@ from balloonvq.driver.designs import Design, choose_options
 from balloonvq.errors import InvalidArgument
 from balloonvq.explore.invariants import CHECKS, GRADES, declare
 from balloonvq.explore.model import STATISTICS, Attributes, Depth, Guest, Page
-from balloonvq.explore.product import Keeping, Limits, OnLayer, explore
+from balloonvq.explore.product import Keeping, explore
 from balloonvq.explore.replay import encode
+from balloonvq.explore.search import Limits, OnLayer
 from balloonvq.explore.standstill import watched
 from balloonvq.explore.timeline import Timeline, timeline
 from balloonvq.explore.verdict import Verdict

@@ -1,0 +1,91 @@
+"""Real executions, compared with the tables operation by operation: random ones, and schedules that were found."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import Final
+
+from balloonvq.explore.tables import Enough, Product
+from balloonvq.explore.world import Nondeterminism
+from balloonvq.runtime.controlled import Decision, Execution
+
+__all__ = ["compare", "confirm", "sample"]
+
+
+def confirm(product: Product, decisions: tuple[Decision, ...]) -> int:
+    """Executes a schedule for real and compares each operation with the tables; operations compared.
+
+    Raises:
+        Nondeterminism: at the first difference.
+    """
+    queue = list(decisions)
+
+    def strategy(found: list[Decision], execution: Execution) -> Decision:
+        if not queue:
+            raise Enough
+        wanted = queue.pop(0)
+        if wanted not in execution.possible(found):
+            raise Nondeterminism(
+                f"step {execution.steps + 1}, {wanted}, is not possible in the real execution"
+            )
+        return wanted
+
+    execution = Execution(product.world, strategy, places=True)
+    with contextlib.suppress(Enough):
+        execution.run()
+    return compare(product, execution)
+
+
+def compare(product: Product, execution: Execution) -> int:
+    """Compares the log of a real execution with the automata; operations compared.
+
+    Raises:
+        Nondeterminism: at the first difference.
+    """
+    at = [0] * product.count
+    numbers = product.first_numbers()
+    assert execution.log is not None
+    assert execution.places is not None
+    for (actor, operation, observed, _, after), place in zip(execution.log, execution.places, strict=True):
+        if operation is None:
+            numbers = product.tick(numbers) or numbers
+            continue
+        automaton = product.automata[actor]
+        node = automaton.nodes[at[actor]]
+        if node.operation is not operation or node.place != place:
+            raise automaton.differs(node, operation, place)
+        index = operation.object
+        effect = product.perform(actor, at[actor], numbers[index], observed if operation.options else 0)
+        if (
+            effect is None
+            or effect.observed != observed
+            or product.known_values(index)[effect.after] != after
+        ):
+            raise automaton.differs(node, operation, place)
+        at[actor] = effect.following
+        numbers[index] = effect.after
+    return len(execution.log)
+
+
+#: Length at which a random execution has said enough; a program that never ends has no other.
+SAMPLE_STEPS: Final = 500
+
+
+def sample(product: Product, executions: int = 10, seed: int = 0) -> int:
+    """Random executions of all actors together, each operation compared; operations compared."""
+    random_ = random.Random(seed)
+    compared = 0
+
+    def strategy(found: list[Decision], execution: Execution) -> Decision:
+        if execution.steps >= SAMPLE_STEPS:
+            raise Enough
+        return found[int(random_.random() * len(found))]
+
+    for _ in range(executions):
+        execution = Execution(product.world, strategy, places=True)
+        with contextlib.suppress(Enough):
+            execution.run()
+        compared += compare(product, execution)
+        product.longest = max(product.longest, execution.steps)
+    return compared
