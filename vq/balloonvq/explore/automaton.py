@@ -13,7 +13,7 @@ Histories form a tree. Different histories are one node
 * where a wait whose condition was false enqueues again: it is where it was on entry.
 
 Each of these is a statement about the code, and is *checked* rather than believed.
-`verify` runs the code to merged nodes on a second history and on from there, runs it from the start along a
+`verify` goes on with the code that came to a merged node on a second history, runs it from the start along a
 sample of all edges, and compares operation by operation. A difference raises
 `Nondeterminism` with the line: a verdict is never built on a wrong automaton knowingly.
 """
@@ -37,8 +37,9 @@ NODES_MAX = 200_000
 #: Live runs of an actor that are kept for going on from.
 RUNS_MAX = 8
 
-#: Edges to a merged node that are kept for `verify`.
+#: Live runs of an actor that came to a merged node and are kept for `verify`.
 SECONDS_MAX = 32
+
 
 #: Operations that `verify` goes on for.
 WALK_STEPS = 24
@@ -85,10 +86,10 @@ class Automaton:
         self._runs: dict[int, Fed] = {}
         #: Edges that were merged into a node reached before.
         self.merged = 0
-        #: (node, observed) of edges that lead to a node that was reached on another history before.
-        self._seconds: list[tuple[int, Any]] = []
+        #: (node, run that came there on another history than the first).
+        self._seconds: list[tuple[int, Fed]] = []
         self._random = random.Random(index)
-        run = Fed.along(world, index, anchored=True)
+        run = Fed(world, index, anchored=True)
         self._add(run, -1, None)
         self._keep(run, 0)
 
@@ -114,24 +115,27 @@ class Automaton:
 
     def _keep(self, run: Fed, node: int) -> None:
         if self.nodes[node].operation is None:
-            run.release()
+            run.close()
             return
         if node in self._runs:
-            run.release()
+            run.close()
             return
         if len(self._runs) >= RUNS_MAX:
-            self._runs.pop(next(iter(self._runs))).release()
+            self._runs.pop(next(iter(self._runs))).close()
         self._runs[node] = run
 
-    def _keep_second(self, node: int, observed: Any) -> None:
-        """Keeps an edge for `verify`; each of all that there are is as likely to be among those kept."""
+    def _keep_second(self, run: Fed, node: int) -> None:
+        """Keeps a run for `verify`; each of all that there are is as likely to be among those kept."""
         self.merged += 1
-        if len(self._seconds) < SECONDS_MAX:
-            self._seconds.append((node, observed))
+        if self.nodes[node].operation is None:
+            run.close()
+        elif len(self._seconds) < SECONDS_MAX:
+            self._seconds.append((node, run))
         else:
             place = self._random.randrange(self.merged)
             if place < SECONDS_MAX:
-                self._seconds[place] = (node, observed)
+                (node, run), self._seconds[place] = self._seconds[place], (node, run)
+            run.close()
 
     def step(self, node: int, observed: Any) -> int:
         """The node after `node` when its operation observes this."""
@@ -139,7 +143,7 @@ class Automaton:
         return self._learn(node, observed) if found is None else found
 
     def _learn(self, node: int, observed: Any) -> int:
-        run = self._runs.pop(node, None) or self._rerun(self.history(node), node)
+        run = self._runs.pop(node, None) or self._rerun(node)
         run.feed(observed, anchored=True)
         operation, anchor, _ = run.at
         end = None
@@ -154,10 +158,7 @@ class Automaton:
                 self._ends[end] = target
             self._keep(run, target)
         else:
-            run.release()
-            # From an end there is nothing to go on to.
-            if operation is not None:
-                self._keep_second(node, observed)
+            self._keep_second(run, target)
         self.nodes[node].edges[observed] = target
         return target
 
@@ -191,29 +192,15 @@ class Automaton:
         found.reverse()
         return found
 
-    def _rerun(self, path: list[tuple[int, Any]], node: int, run: Fed | None = None) -> Fed:
-        """A run from the start through (node, observed) pairs to a node, each operation compared.
-
-        Args:
-            path: the pairs.
-            node: where they lead.
-            run: a closed one, in whose objects it is to run as they are; None for objects in their first state.
-
-        Raises:
-            Nondeterminism: at the first difference.
-        """
+    def _rerun(self, node: int, run: Fed | None = None) -> Fed:
+        """A run along the history of a node, each operation compared; in the objects of a closed run, or new ones."""
+        path = self.history(node)
         ahead = self._foreseen(path)
         if run is None:
-            run = Fed.along(self.world, self.index, ahead)
+            run = Fed(self.world, self.index, ahead=ahead)
         else:
             run.begin(self.index, ahead)
-        if run.ahead:
-            node = path[len(path) - len(run.ahead)][0]
-        try:
-            self.compare(node, run)
-        except Nondeterminism:
-            run.close()
-            raise
+        self._came(run, path, node)
         return run
 
     def _foreseen(self, path: list[tuple[int, Any]]) -> list[Foreseen]:
@@ -222,6 +209,20 @@ class Automaton:
         return [
             (cast("Operation", nodes[node].operation), nodes[node].place, observed) for node, observed in path
         ]
+
+    def _came(self, run: Fed, path: list[tuple[int, Any]], node: int) -> None:
+        """Checks that a run that was to go through these pairs has come to a node.
+
+        Raises:
+            Nondeterminism: if not.
+        """
+        if run.ahead:
+            node = path[len(path) - len(run.ahead)][0]
+        try:
+            self.compare(node, run)
+        except Nondeterminism:
+            run.close()
+            raise
 
     def compare(self, node: int, run: Fed) -> None:
         """Checks that a run stands where the automaton says.
@@ -266,18 +267,18 @@ class Automaton:
     # -- checking ------------------------------------------------------------
 
     def verify_merged(self, random_: random.Random) -> int:
-        """Runs the code to merged nodes on another history than the first and on from there; the operations compared.
+        """Goes on with the runs that came to a merged node; the operations compared.
 
         Raises:
             Nondeterminism: at the first difference.
         """
         compared = 0
         while self._seconds:
-            node, observed = self._seconds.pop()
-            path = [*self.history(node), (node, observed)]
-            end = self._go_on(path, self.nodes[node].edges[observed], random_)
-            self._rerun(path, end).release()
-            compared += len(path)
+            node, run = self._seconds.pop()
+            try:
+                compared += self._walk(run, node, random_)
+            finally:
+                run.close()
         return compared
 
     def verify_from_start(self, random_: random.Random, run: Fed | None) -> tuple[int, Fed]:
@@ -285,19 +286,21 @@ class Automaton:
 
         Args:
             random_: chooses.
-            run: a closed one, in whose objects this actor is to run; None for objects in their first state.
+            run: a closed one, in whose objects this actor is to run; None for new ones.
 
         Raises:
             Nondeterminism: at the first difference.
         """
         node = random_.randrange(len(self.nodes))
-        path = self.history(node)
-        run = self._rerun(path, self._go_on(path, node, random_), run)
-        run.close()
-        return len(path), run
+        run = self._rerun(node, run)
+        try:
+            return self.nodes[node].depth + self._walk(run, node, random_), run
+        finally:
+            run.close()
 
-    def _go_on(self, path: list[tuple[int, Any]], node: int, random_: random.Random) -> int:
-        """Adds known edges to a path that leads to a node, through merged nodes; where it ends."""
+    def _walk(self, run: Fed, node: int, random_: random.Random) -> int:
+        """Goes on from a node along known edges, through merged nodes, comparing; the operations compared."""
+        path: list[tuple[int, Any]] = []
         for _ in range(WALK_STEPS):
             edges = self.nodes[node].edges
             if not edges:
@@ -305,13 +308,17 @@ class Automaton:
             observed = random_.choice(list(edges))
             path.append((node, observed))
             node = edges[observed]
-        return node
+        if path:
+            run.feed(path[0][1], ahead=self._foreseen(path[1:]))
+            self._came(run, path, node)
+        return len(path)
 
     def close(self) -> None:
         """Ends the live runs."""
-        for run in self._runs.values():
+        for run in (*self._runs.values(), *(run for _, run in self._seconds)):
             run.close()
         self._runs.clear()
+        self._seconds.clear()
 
 
 def verify(automata: Sequence[Automaton], seed: int = 0, samples: int = 4) -> int:
@@ -336,6 +343,4 @@ def verify(automata: Sequence[Automaton], seed: int = 0, samples: int = 4) -> in
             index = (sample + turn) % len(automata)
             found, run = automata[index].verify_from_start(choices[index], run)
             compared += found
-        if run is not None:
-            run.release()
     return compared

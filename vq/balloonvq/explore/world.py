@@ -52,7 +52,6 @@ from typing import Any
 from balloonvq.errors import BalloonError
 from balloonvq.explore.local_state import Atom
 from balloonvq.explore.operations import Operation, Raised, Transition
-from balloonvq.explore.snapshot import Snapshot
 
 __all__ = ["Bounds", "Nondeterminism", "Program", "Revised", "SharedObject", "World"]
 
@@ -88,8 +87,8 @@ class Bounds:
 class Program:
     """What is explored: a function that declares objects and actors on a runtime.
 
-    Plain Python state of the code under test begins anew in each execution. Often it is called again for
-    that, but not where what it has made is known through and through and can be put back.
+    It is called once an execution, so plain Python state of the code under test
+    begins anew each time.
     """
 
     name: str
@@ -206,12 +205,6 @@ class World(Atom):
         self.reached: dict[Hashable, int] = {}
         #: Actors whose functions reach nothing at the start that has no content; None while that is not known.
         self.known_functions: set[int] | None = None
-        #: Of the first build for learning. What others reach of it was there before them.
-        self.first_build: Snapshot | None = None
-        #: Whether what is built can be put back, as far as is known.
-        self.restorable = True
-        #: Closed runs of one actor each, whose objects other runs may have.
-        self.released: list[Any] = []
         self.declare(CLOCK, "clock", "clock", (0, ()))
         self.declare(NOTHING, "nothing", "", None)
 

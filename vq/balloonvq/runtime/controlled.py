@@ -14,9 +14,9 @@ Two ways to run:
   actor is a deterministic function of what it observes, so this is enough to learn
   all that it can ever do (`balloonvq.explore.automaton`).
 
-Plain Python state of the code under test begins anew in each execution: the program's `build` is
-called again, or, for an actor alone, what it has made is put back (`balloonvq.explore.snapshot`). What `build`
-itself does with mutexes and words happens before the first state, in one go.
+Plain Python state of the code under test is made anew for each execution, by
+calling the program's `build`. What `build` itself does with mutexes and
+words happens before the first state, in one go.
 
 Parking: a spinner whose turn wrote nothing, found all values that it read unchanged
 and is in the same local state as a turn ago would only do the same again. It is not
@@ -39,7 +39,6 @@ from balloonvq.errors import BalloonError, InternalError, InvalidArgument
 from balloonvq.explore import world as model
 from balloonvq.explore.local_state import Atom, Reach, fingerprint
 from balloonvq.explore.operations import Operation, Raised, Transition
-from balloonvq.explore.snapshot import Snapshot
 from balloonvq.explore.world import (
     CLOCK,
     NOTHING,
@@ -112,11 +111,6 @@ class Actor(Atom):
         self.daemon = daemon
         self.repeats = repeats
         self.plain: Decision = (index, 0)
-        self.reach: Reach | None = None
-        self.begin_again()
-
-    def begin_again(self) -> None:
-        """Forgets all that it has done."""
         self.pending: Operation | None = None
         self.running: greenlet | None = None
         self.finished = False
@@ -127,6 +121,7 @@ class Actor(Atom):
         self.anchor: Hashable = None
         self.turned = False
         self.where: Place = ("?", 0)
+        self.reach: Reach | None = None
         #: The operation and the value of which `blocked` says whether it blocks.
         self.asked: Operation | None = None
         self.asked_of: Any = None
@@ -1105,37 +1100,8 @@ class Fed(ControlledRuntime):
         #: What is still ahead, the next one last.
         self.ahead: list[Foreseen] = []
         self._fed: Any = None
-        self._built: Snapshot | None = None
         super().__init__(world)
-        if world.restorable:
-            roots = (self, *(actor.function for actor in self.actors))
-            self._built = Snapshot(roots, _LASTING, world.first_build)
-            world.restorable = world.first_build is None or self._built.complete
-            world.first_build = world.first_build or self._built
         self.begin(index, ahead)
-
-    @classmethod
-    def along(
-        cls, world: World, index: int, ahead: Iterable[Foreseen] = (), *, anchored: bool = False
-    ) -> Fed:
-        """A run in the objects of one that was released, put back to what they were, or in new ones."""
-        while world.released:
-            run: Fed = world.released.pop()
-            if run._restore():
-                run._anchored = anchored
-                run.begin(index, ahead)
-                return run
-        return cls(world, index, anchored=anchored, ahead=ahead)
-
-    def _restore(self) -> bool:
-        """Makes everything what it was before the first actor ran; False if it cannot."""
-        built = self._built
-        if built is None or not built.restore():
-            return False
-        self._built = built
-        for actor in self.actors:
-            actor.begin_again()
-        return True
 
     def begin(self, index: int, ahead: Iterable[Foreseen] = ()) -> None:
         """Begins an actor, in what the one before has left, which must have been closed.
@@ -1244,34 +1210,6 @@ class Fed(ControlledRuntime):
                 actor.running.throw(Stopped)
             _pool.free.append(actor.running)
             actor.running = None
-
-    def release(self) -> None:
-        """Ends the actor; another run may have the objects."""
-        self.close()
-        built = self._built
-        # An error may hold objects that its text is made of.
-        if built is not None and built.complete and all(actor.error is None for actor in self.actors):
-            self.world.released.append(self)
-
-
-#: What a run of one actor has that is not looked into: it belongs to the world or never changes.
-_LASTING: Final[frozenset[type]] = frozenset(
-    {
-        Actor,
-        ControlledMutex,
-        ControlledObject,
-        ControlledShared,
-        ControlledWaitQueue,
-        Counter,
-        ObjectSpec,
-        Operation,
-        Reach,
-        SharedObject,
-        Snapshot,
-        World,
-        greenlet,
-    }
-)
 
 
 def error_text(error: BaseException) -> str:
