@@ -72,8 +72,17 @@ def compare(product: Product, execution: Execution) -> int:
 SAMPLE_STEPS: Final = 500
 
 
-def sample(product: Product, executions: int = 10, seed: int = 0) -> int:
-    """Random executions of all actors together, each operation compared; operations compared."""
+#: How many random executions there are at least and at most, and with how many operations they have said enough.
+SAMPLES_MIN: Final = 3
+SAMPLES_MAX: Final = 10
+SAMPLE_OPERATIONS: Final = 250
+
+
+def sample(product: Product, seed: int = 0) -> int:
+    """Random executions of all actors together, each operation compared; operations compared.
+
+    Of a short program there are more than of a long one.
+    """
     random_ = random.Random(seed)
     compared = 0
 
@@ -82,7 +91,9 @@ def sample(product: Product, executions: int = 10, seed: int = 0) -> int:
             raise Enough
         return found[int(random_.random() * len(found))]
 
-    for _ in range(executions):
+    for executions in range(SAMPLES_MAX):
+        if executions >= SAMPLES_MIN and compared >= SAMPLE_OPERATIONS:
+            break
         execution = Execution(product.world, strategy, places=True)
         with contextlib.suppress(Enough):
             execution.run()

@@ -84,7 +84,6 @@ def explore(
     limits: Limits = Limits(),  # noqa: B008 - an immutable tuple
     *,
     on_layer: OnLayer | None = None,
-    samples: int = 10,
     keeping: Keeping | None = None,
 ) -> Verdict:
     """Explores a program completely, or to its first bug.
@@ -93,7 +92,6 @@ def explore(
         program: what.
         limits: where to give up.
         on_layer: told how far the search is after each layer.
-        samples: random real executions to compare with the tables.
         keeping: where the search is kept on disk, and where it goes on from.
 
     Raises:
@@ -104,15 +102,13 @@ def explore(
         keeping.resume.check(program, keeping.identity)
 
     def work(product: Product) -> Verdict:
-        return _explore(product, limits, on_layer, samples, keeping or Keeping("", None, None))
+        return _explore(product, limits, on_layer, keeping or Keeping("", None, None))
 
     found: Verdict = started(program, work)
     return found
 
 
-def _explore(
-    product: Product, limits: Limits, on_layer: OnLayer | None, samples: int, keeping: Keeping
-) -> Verdict:
+def _explore(product: Product, limits: Limits, on_layer: OnLayer | None, keeping: Keeping) -> Verdict:
     from balloonvq.explore.liveness import livelock
 
     started = time.monotonic()
@@ -139,7 +135,7 @@ def _explore(
             if keeping.resume is not None:
                 keeping.resume.prepare(product)
             # Before the search: most of what makes one start again shows in real executions.
-            product.sampled = sample(product, samples)
+            product.sampled = sample(product)
             if keeping.resume is None:
                 product.narrow()
         search = Search(product, limits, on_layer)
