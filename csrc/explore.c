@@ -588,6 +588,17 @@ static bool failed(const struct explore *x, uint32_t actor, uint32_t index)
 	return node < table->count && table->nodes[node].flags & EXPLORE_FAILED;
 }
 
+/* Adds the target of a step, and tells of the error with which an actor has ended there. */
+static int arrive(struct explore *x, int32_t actor)
+{
+	uint32_t index;
+	const int rc = explore_add_target(x, &index);
+
+	if (rc == 1 && actor >= 0 && failed(x, (uint32_t)actor, index))
+		return add_event(x, EXPLORE_ERROR, (uint32_t)actor, index);
+	return rc < 0 ? rc : 0;
+}
+
 /* What the caller must look at before the steps of an entry that is no plain one. */
 static int look_at(struct explore *x, uint32_t actor, const struct explore_entry *entry,
 		   struct explore_cursor *at)
@@ -609,7 +620,6 @@ static int expand(struct explore *x, uint32_t actor, struct explore_cursor *at, 
 {
 	const struct explore_table *table = &x->tables[actor];
 	const struct explore_entry *entry;
-	uint32_t index;
 	int rc;
 
 	for (; at->next < at->end; at->next++) {
@@ -631,11 +641,7 @@ static int expand(struct explore *x, uint32_t actor, struct explore_cursor *at, 
 		rc = look_at(x, actor, entry, at);
 		for (uint32_t i = 0; !rc && i < entry->outcomes; i++) {
 			make_target(x, explore_at(&x->states, at->next), entry->first + i);
-			rc = explore_add_target(x, &index);
-			if (rc == 1)
-				rc = failed(x, actor, index)
-					 ? add_event(x, EXPLORE_ERROR, actor, index)
-					 : 0;
+			rc = arrive(x, (int32_t)actor);
 		}
 		if (rc)
 			return rc;
@@ -648,7 +654,6 @@ static int expand(struct explore *x, uint32_t actor, struct explore_cursor *at, 
 static int pass_time(struct explore *x, struct explore_cursor *at, uint32_t budget)
 {
 	const uint32_t time = explore_time_table(x);
-	uint32_t index;
 	int rc;
 
 	for (; at->next < at->end; at->next++) {
@@ -666,8 +671,8 @@ static int pass_time(struct explore *x, struct explore_cursor *at, uint32_t budg
 				return explore_missing(at, time, at->next);
 			if (entry->outcomes) {
 				make_target(x, state, entry->first);
-				rc = explore_add_target(x, &index);
-				if (rc < 0)
+				rc = arrive(x, -1);
+				if (rc)
 					return rc;
 				at->transitions++;
 				continue;
@@ -685,7 +690,6 @@ static int pass_time(struct explore *x, struct explore_cursor *at, uint32_t budg
 /* The steps of one state that explore_steps() has found. */
 static int expand_all(struct explore *x, uint32_t from)
 {
-	uint32_t index;
 	int rc;
 
 	if (explore_has_circle(x)) {
@@ -696,13 +700,9 @@ static int expand_all(struct explore *x, uint32_t from)
 	if (!x->steps.count)
 		return add_event(x, EXPLORE_END, 0, from);
 	for (size_t i = 0; i < x->steps.count; i++) {
-		const int32_t actor = x->steps.at[i].actor;
-
 		explore_make_target(x, from, &x->steps.at[i]);
-		rc = explore_add_target(x, &index);
-		if (rc == 1 && actor >= 0 && failed(x, (uint32_t)actor, index))
-			rc = add_event(x, EXPLORE_ERROR, (uint32_t)actor, index);
-		if (rc < 0)
+		rc = arrive(x, x->steps.at[i].actor);
+		if (rc)
 			return rc;
 	}
 	return 0;

@@ -808,8 +808,8 @@ class Attributes(Atom):
             Nondeterminism: if another one writes it.
         """
         actor = runtime.current
-        if actor is not None and actor.name not in self._readers.setdefault(name, {}):
-            self._readers[name][actor.name] = self._place()
+        if actor is not None and actor.name not in self._readers.get(name, ()):
+            self._readers.setdefault(name, {})[actor.name] = self._place()
             self._check(name)
 
     def written(self, runtime: ControlledRuntime, name: str) -> None:
