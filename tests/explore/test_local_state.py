@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -18,7 +19,7 @@ import pytest
 from balloonvq.explore import naive, product
 from balloonvq.explore.local_state import Atom, Reach
 from balloonvq.explore.verdict import Outcome
-from balloonvq.explore.world import Program
+from balloonvq.explore.world import Nondeterminism, Program
 
 
 def ends(build):
@@ -228,7 +229,7 @@ def test_a_variable_that_nobody_reads_again_does_not_multiply_states() -> None:
 
             def forgetful() -> None:
                 first = a.value
-                out.add(1 + first - first)
+                out.add(0 if first < 0 else 1)
                 out.add(1)
                 out.add(0)
 
@@ -243,6 +244,147 @@ def test_a_variable_that_nobody_reads_again_does_not_multiply_states() -> None:
     # R has read 0 or 1, and W is done or not: three pairs before each of the three operations, or two.
     assert explored(reads=True) == (2, 14)
     assert explored(reads=False) == (1, 10)
+
+
+def _read(word):
+    return word.value
+
+
+def _sum(a, c):
+    return sum(map(_read, [a, c]))
+
+
+def _sum_onto(a, c):
+    seen = a.value
+    return sum(map(_read, [c]), seen)
+
+
+def _greatest(a, c):
+    seen = a.value
+    return max(seen, *map(_read, [c]))
+
+
+def _gathered(a, c):
+    return tuple(map(_read, [a, c]))[0]  # noqa: RUF015 - what it gathers is the point
+
+
+def _added(a, c):
+    def both():
+        yield a.value
+        yield c.value
+
+    items: list[int] = []
+    items += both()
+    return items[0]
+
+
+def _spread(a, c):
+    def first(one, other):
+        return one
+
+    def both():
+        yield a.value
+        yield c.value
+
+    return first(*both())
+
+
+def _sorted(a, c):
+    return sorted([c, a], key=_read)[-1] is a and a.value  # noqa: FURB192 - likewise
+
+
+def _in_a_cell(a, c):
+    seen = a.value
+
+    def look():
+        return seen
+
+    look()
+    return max(seen, (seen := 0), c.value)
+
+
+def _on_a_stack_of_exits(a, c):
+    found = []
+    with ExitStack() as stack:
+        stack.callback(found.append, a.value)
+        _read(c)
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    "observe",
+    [_sum, _sum_onto, _greatest, _gathered, _added, _spread, _sorted, _in_a_cell, _on_a_stack_of_exits],
+)
+def test_what_c_gathers_while_it_calls_back_is_not_forgotten(observe) -> None:
+    for wrong in (0, 1):
+
+        def build(rt, wrong=wrong) -> None:
+            a, c = rt.shared("a"), rt.shared("c")
+
+            def reader() -> None:
+                if observe(a, c) == wrong:
+                    raise AssertionError
+
+            def writer() -> None:
+                a.value = 1
+
+            rt.spawn("R", "", reader)
+            rt.spawn("W", "", writer)
+
+        assert product.explore(Program("program", build)).outcome is Outcome.BUG
+
+
+class _Saver:
+    """What is entered keeps what it has observed, against the rules."""
+
+    def __init__(self, word) -> None:
+        self._word = word
+
+    def __enter__(self) -> None:
+        self._seen = self._word.value
+
+    def __exit__(self, *_: object) -> None:
+        if self._seen:
+            raise AssertionError
+
+
+def test_an_actor_that_ends_in_another_way_than_the_automaton_says_is_an_error() -> None:
+    def build(rt) -> None:
+        a, c = rt.shared("a"), rt.shared("c")
+
+        def reader() -> None:
+            with _Saver(a):
+                _read(c)
+
+        def writer() -> None:
+            a.value = 1
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    with pytest.raises(Nondeterminism, match="the end"):
+        product.explore(Program("program", build))
+
+
+def test_the_right_side_of_an_or_is_merged() -> None:
+    def build(rt) -> None:
+        a, b, out = rt.shared("a"), rt.shared("b"), rt.shared("out")
+
+        def either():
+            return a.value or b.value
+
+        def reader() -> None:
+            for _ in range(6):
+                either()
+                out.add(1)
+
+        def writer() -> None:
+            a.value = 1
+
+        rt.spawn("R", "", reader)
+        rt.spawn("W", "", writer)
+
+    assert product.explore(Program("program", build)).states < 60
 
 
 def test_results_that_nobody_keeps_do_not_multiply_states() -> None:

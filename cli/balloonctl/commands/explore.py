@@ -488,7 +488,8 @@ def explore(
         raise click.UsageError("--by is for --all", ctx)
     if not (every or design or only_list):
         raise click.UsageError("name a DESIGN, or give --all or --list", ctx)
-    _tell_narrowing(app, ctx)
+    if not only_list:
+        _tell_narrowing(app, ctx)
     _not_both(ctx, scenario and thorough, "--thorough is for all scenarios, --scenario for some")
     _not_both(
         ctx, jobs is not None and executor is not None, "--jobs is for this machine, --executor for others"

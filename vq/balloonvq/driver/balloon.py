@@ -126,7 +126,7 @@ class Balloon:
 
         Direct reclaim inside may wait for the filesystem lock.
         """
-        return self.kernel.alloc(count, Place.PRIVATE, fs=True, noretry=True)
+        return self.kernel.alloc(count, PRIVATE, fs=True, noretry=True)
 
     def alloc_nowait(self, count: int) -> Batch | None:
         """[take from the free list]: GFP_NOWAIT, from 1 to `count` pages, or None. Never sleeps."""

@@ -5,6 +5,7 @@ Files in reading order:
 ============  ====================================================================
 operations    what an actor can do: pure steps on one object
 world         the objects of a program, which operations are scheduling points, and why
+bytecode      what a frame that stands in a call does not show, found in its instructions
 local_state   where an actor stands, read off its frames
 automaton     what one actor can do, learned by running it alone
 kernel        states and tables in C

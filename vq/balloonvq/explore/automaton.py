@@ -148,7 +148,7 @@ class Automaton:
         operation, anchor, _ = run.at
         end = None
         if operation is None:
-            end = Raised(run.actor.error) if run.actor.error is not None else None
+            end = _ending(run.actor.error)
             target = self._ends.get(end)
         else:
             target = self._target(node, operation, anchor)
@@ -230,20 +230,30 @@ class Automaton:
         Raises:
             Nondeterminism: if not.
         """
-        expected = self.nodes[node]
         operation, _, place = run.at
-        if operation is expected.operation and place == expected.place:
-            return
-        if operation is None and expected.operation is None:
-            return
-        raise self.differs(expected, operation, place)
+        if operation is None:
+            self.compare_end(node, run.actor.error)
+        elif operation is not self.nodes[node].operation or place != self.nodes[node].place:
+            raise self.differs(self.nodes[node], operation, place)
 
-    def differs(self, expected: Node, operation: Operation | None, place: Place) -> Nondeterminism:
+    def compare_end(self, node: int, error: BaseException | None) -> None:
+        """Checks that the automaton says that the actor ends here, and with this error.
+
+        Raises:
+            Nondeterminism: if not.
+        """
+        expected = self.nodes[node]
+        if expected.operation is not None or _ending(expected.error) != _ending(error):
+            raise self.differs(expected, None, ("?", 0), error)
+
+    def differs(
+        self, expected: Node, operation: Operation | None, place: Place, error: BaseException | None = None
+    ) -> Nondeterminism:
         """The error for an actor that did something else than before."""
         name = self.world.actors[self.index].name
         return Nondeterminism(
-            f"{name} did something else with the same observed values: {operation!r} at {place[0]}:{place[1]}",
-            why=f"before it was {expected.operation!r} at {expected.place[0]}:{expected.place[1]}",
+            f"{name} did something else with the same observed values: {_what(operation, place, error)}",
+            why=f"before it was {_what(expected.operation, expected.place, expected.error)}",
             hint="state that several actors share, time and chance must come from the runtime",
         )
 
@@ -319,6 +329,18 @@ class Automaton:
             run.close()
         self._runs.clear()
         self._seconds.clear()
+
+
+def _ending(error: BaseException | None) -> Raised | None:
+    """An end as a value."""
+    return None if error is None else Raised(error)
+
+
+def _what(operation: Operation | None, place: Place, error: BaseException | None) -> str:
+    """An operation, or an end, in words."""
+    if operation is not None:
+        return f"{operation!r} at {place[0]}:{place[1]}"
+    return "the end" if error is None else f"the end with {Raised(error)!r}"
 
 
 def verify(automata: Sequence[Automaton], seed: int = 0, samples: int = 4) -> int:

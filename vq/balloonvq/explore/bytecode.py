@@ -9,7 +9,12 @@ constants and variables, the exit method of a with statement, the iterator of a 
 holds a list or tuple of items that differ from each other, or over a ``range`` of constants, variables, attributes
 and their lengths, if the loop's variables are local ones: these tell its position. What was made from a variable is no
 longer known once the variable is assigned to. Anything else, an opcode that this file does not know included, means
-no. What is assumed: attributes that a ``range`` is made from do not change inside the loop over it.
+no. What is assumed: attributes and lengths that a ``range`` is made from, and a list that a loop goes over, do not
+change inside the loop; such attributes observe nothing; and what a with statement enters keeps nothing that it has
+observed, but for what the variable behind ``as`` shows.
+
+What was called shows its arguments in its own frame. What is written in C does not, and may gather values while it
+calls back: a frame that stands in a built-in function, or in an instruction that goes through an iterable, is not known.
 
 The variables. One that is not read again before it is assigned to says nothing about what the code will do
 (what compilers call a dead variable), unless something on the stack was made from it.
@@ -17,6 +22,7 @@ The variables. One that is not read again before it is assigned to says nothing 
 
 from __future__ import annotations
 
+import builtins
 import dis
 import functools
 import types
@@ -43,6 +49,7 @@ class _Kind(Enum):
     KNOWN = "constant, variable, method of one, exit method"
     PLAIN = "attribute that is not shared, or what a function made of such"
     FUNCTION = "one that makes plain values of plain values"
+    BUILTIN = "any other function or class that may keep what it works on to itself"
     RANGE_CLASS = "the class range"
     RANGE = "a range"
     ITERATOR = "of a loop"
@@ -76,12 +83,22 @@ _NO_EFFECT = frozenset({
 })  # fmt: skip
 
 #: What takes off the stack and leaves the rest as it is.
-_TAKING = ("STORE_", "POP_", "DELETE_", "RETURN_", "FOR_ITER", "END_FOR")
+_TAKING = ("STORE_", "POP_", "DELETE_", "RETURN_", "FOR_ITER", "END_FOR", "JUMP_IF_")
 
 _ENDS = frozenset({"RETURN_VALUE", "RETURN_CONST", "RERAISE", "RAISE_VARARGS"})
 
 #: What is left known of a call by what it was made from.
-_TOLD = frozenset({_Kind.KNOWN, _Kind.FUNCTION, _Kind.RANGE_CLASS, _Kind.RANGE, _Kind.ITERATOR})
+_TOLD = frozenset(
+    {_Kind.KNOWN, _Kind.FUNCTION, _Kind.BUILTIN, _Kind.RANGE_CLASS, _Kind.RANGE, _Kind.ITERATOR}
+)
+
+#: What a frame can stand in so that the frames of what it called show the rest; not what gathers values in C.
+_SHOWING = frozenset({
+    "CALL", "CALL_KW", "LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "BEFORE_WITH",
+})  # fmt: skip
+
+#: What may keep values to itself while it calls back.
+_KEEPING = frozenset({_Kind.FUNCTION, _Kind.BUILTIN, _Kind.RANGE_CLASS})
 
 #: Functions that only look at their arguments.
 _FUNCTIONS = frozenset({"len", "min", "max", "abs", "int"})
@@ -153,16 +170,29 @@ class _Analysis:
         number = self._at.get(offset, -1)
         if number not in self._found:
             return None
-        after = self._after(number, self._found[number], jump=False)
-        stores = self._instructions[number].opname.startswith(("STORE_", "DELETE_"))
+        before, instruction = self._found[number], self._instructions[number]
+        after = self._after(number, before, jump=False)
+        stores = instruction.opname.startswith(("STORE_", "DELETE_"))
         rest = after if stores else after[:-1]
+        called = before[len(rest) :]
+        if not self._shows(number) or not _KEEPING.isdisjoint(item.kind for item in called):
+            return None
         if not all(item.kind in _TOLD for item in rest):
             return None
         over = tuple(item.variable for item in rest if item.kind is _Kind.ITERATOR and item.variable)
         needed = frozenset(
             name for name, bit in self._bits.items() if self._looks or self._read[number] & bit
         )
-        return Hidden(over, _names(rest), needed)
+        # What was called may be an object that has its arguments, or keep them in C.
+        return Hidden(over, _names(before) | _names(rest), needed)
+
+    def _shows(self, number: int) -> bool:
+        """Whether what an instruction has called shows what it works on, see `_SHOWING`."""
+        instruction = self._instructions[number]
+        if instruction.opname == "CALL_FUNCTION_EX":
+            # It goes through the positional arguments itself, which matters if something that was called makes them.
+            return self._instructions[number - 1].opname != "CALL"
+        return instruction.opname in _SHOWING
 
     def _successors(self, number: int) -> list[tuple[int, bool]]:
         """What may come after an instruction, unless it raises: (number, whether it is jumped to)."""
@@ -229,8 +259,10 @@ class _Analysis:
         if name == "LOAD_ATTR" and effect == 0 and stack[-1].kind in {_Kind.KNOWN, _Kind.PLAIN}:
             plain = instruction.argval != _SHARED
             return (*stack[:-1], _Item(_Kind.PLAIN if plain else _Kind.VALUE, -1, stack[-1].names))
-        if name in {"STORE_FAST", "DELETE_FAST"}:
+        if name in {"STORE_FAST", "DELETE_FAST", "STORE_DEREF", "DELETE_DEREF"}:
             return self._assigned(number, stack[: len(stack) + effect])
+        if "STORE_FAST" in name:
+            raise ValueError(f"{name} assigns to more than one variable")
         return self._taken(name, stack, effect)
 
     @staticmethod
@@ -240,18 +272,23 @@ class _Analysis:
         top = pushed
         if name.startswith("LOAD_FAST"):
             top = pushed._replace(names=frozenset({instruction.argval}), variable=instruction.argval)
+        elif name == "LOAD_DEREF":
+            top = pushed._replace(names=frozenset({instruction.argval}))
         elif name == "LOAD_GLOBAL" and instruction.argval == "range":
             top = pushed._replace(kind=_Kind.RANGE_CLASS)
         elif name == "LOAD_GLOBAL" and instruction.argval in _FUNCTIONS:
             top = pushed._replace(kind=_Kind.FUNCTION)
+        elif name == "LOAD_GLOBAL" and hasattr(builtins, instruction.argval):
+            top = pushed._replace(kind=_Kind.BUILTIN)
         return (*(pushed,) * (count - 1), top)
 
     @staticmethod
     def _with_arguments(items: _Stack) -> _Item:
         """Something callable that was given arguments."""
-        if any(item.kind is _Kind.VALUE for item in items):
-            return _value(items)
-        return items[0]._replace(names=_names(items))
+        if all(item.kind is not _Kind.VALUE for item in items):
+            return items[0]._replace(names=_names(items))
+        kind = _Kind.BUILTIN if items[0].kind in _KEEPING else _Kind.VALUE
+        return _Item(kind, names=_names(items))
 
     @staticmethod
     def _called(items: _Stack, offset: int) -> _Item:
@@ -278,7 +315,7 @@ class _Analysis:
         """What iterates over an item."""
         variables = self._loop_variables(number + 1)
         iterable = item.kind is _Kind.RANGE or (item.kind is _Kind.KNOWN and item.variable)
-        if not variables or not iterable or item.variable in variables:
+        if not variables or not iterable or not variables.isdisjoint(item.names):
             return _value((item,))
         return _Item(_Kind.ITERATOR, self._instructions[number].offset, item.names | variables, item.variable)
 
@@ -300,6 +337,9 @@ class _Analysis:
     def _assigned(self, number: int, stack: _Stack) -> _Stack:
         """The stack when a variable has changed: what was made from it can no longer be told."""
         name = self._instructions[number].argval
+        if self._instructions[number - 1].opname == "BEFORE_WITH":
+            # What has been entered shows what its exit method has.
+            return (*stack[:-1], stack[-1]._replace(names=stack[-1].names | {name}))
         above = self._above_iterator(number)
         own = -1 if above is None else len(stack) - 1 - above
         return tuple(

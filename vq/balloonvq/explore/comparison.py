@@ -65,6 +65,11 @@ def compare(product: Product, execution: Execution) -> int:
             raise automaton.differs(node, operation, place)
         at[actor] = effect.following
         numbers[index] = effect.after
+    for automaton, last, one in zip(product.automata, at, execution.actors, strict=True):
+        if one.finished:
+            automaton.compare_end(last, one.error)
+        elif automaton.nodes[last].operation is not one.pending:
+            raise automaton.differs(automaton.nodes[last], one.pending, one.where)
     return len(execution.log)
 
 

@@ -13,8 +13,9 @@ plain values. Two histories that end in equal local states are then one node.
 which is always right. Variables that the code does not read again are left out: histories that differ in nothing else
 are one node.
 
-What is assumed: no state in global variables, and none in the code of functions. An object with room for what only
-C sees, of a kind that is not known here, is taken for a new one each time, so that nothing that holds it is merged. Merges are checked by running the code along both
+What is assumed, beside what `balloonvq.explore.bytecode` does: no state in global variables, and none in the code
+of functions. An object with room for what only C sees, of a kind that is not known here, is taken for a new one each
+time, so that nothing that holds it is merged. A sample of the merges is checked by going on with the code along both
 histories (`balloonvq.explore.automaton`).
 
 Most of what frames show is what the actor's function reaches anyway, and that changes seldom. `Reach` walks it once
@@ -62,7 +63,7 @@ class _Point(NamedTuple):
     """What a call at this instruction hides on the stack: None if something unknown, else the names of the variables
     over which the frame iterates."""
     names: tuple[str, ...]
-    """The variables that a frame of this code may have and that do not only count."""
+    """The variables of a frame there that count: those that are read again, or tell what the stack hides."""
 
 
 _points: dict[tuple[int, int, frozenset[str]], _Point] = {}
