@@ -12,6 +12,11 @@ Histories form a tree. Different histories are one node
 * where a function that repeats begins (`spawn(repeats=True)`, work items);
 * where a wait whose condition was false enqueues again: it is where it was on entry.
 
+To go on from a node the code has to stand there. Where the run that came there first has gone on, one that came to a
+merged node goes on along known edges, or the code is run again from the start. All runs of an actor stand in the
+same objects: what it shares with others are operations, and their results come from the search. One that changes
+plain objects is made again in objects of its own, and what it has changed is put back (`balloonvq.runtime.controlled.Fed`).
+
 Each of these is a statement about the code, and is *checked* rather than believed.
 `verify` goes on with the code that came to a merged node on a second history, runs it from the start along a
 sample of all edges, and compares operation by operation. A difference raises
@@ -26,8 +31,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from balloonvq.explore.operations import Operation, Raised
-from balloonvq.explore.world import Nondeterminism, World
-from balloonvq.runtime.controlled import Fed, Foreseen, Place
+from balloonvq.explore.world import Nondeterminism, Revised, World
+from balloonvq.runtime.controlled import Fed, Foreseen, Place, Run
 
 __all__ = ["Automaton", "Node", "TooManyLocalStates", "verify"]
 
@@ -64,6 +69,8 @@ class Node:
     error: BaseException | None = None
     """What the actor raised; only at an end."""
     edges: dict[Any, int] = field(default_factory=dict)
+    sources: list[int] = field(default_factory=list)
+    """The nodes that lead to it, in the order in which that was learned."""
     depth: int = 0
     holds: bool = False
     """Whether it holds a mutex here."""
@@ -83,19 +90,25 @@ class Automaton:
         self.nodes: list[Node] = []
         self._ends: dict[Raised | None, int] = {}
         self._anchors: dict[Hashable, int] = {}
-        self._runs: dict[int, Fed] = {}
+        self._runs: dict[int, Run] = {}
         #: Edges that were merged into a node reached before.
         self.merged = 0
         #: (node, run that came there on another history than the first).
-        self._seconds: list[tuple[int, Fed]] = []
+        self._seconds: list[tuple[int, Run]] = []
         self._random = random.Random(index)
-        run = Fed(world, index, anchored=True)
+        fed = Fed(world)
+        #: What all runs stand in that have left it as it was built; None if that cannot be told.
+        self._shared = fed if fed.share(index) else None
+        run = Run(fed, index, anchored=True)
+        if run.changed:
+            self._close(run)
+            run = self._alone([], anchored=True)
         self._add(run, -1, None)
         self._keep(run, 0)
 
     # -- learning ------------------------------------------------------------
 
-    def _add(self, run: Fed, parent: int, observed: Any) -> int:
+    def _add(self, run: Run, parent: int, observed: Any) -> int:
         operation, anchor, place = run.at
         if len(self.nodes) >= NODES_MAX:
             raise TooManyLocalStates(
@@ -105,50 +118,64 @@ class Automaton:
         node = Node(len(self.nodes), operation, place, parent, observed)
         if parent >= 0:
             node.depth = self.nodes[parent].depth + 1
-        node.holds = bool(run.actor.held)
+        node.holds = run.holds
         if operation is None:
-            node.error = run.actor.error
+            node.error = run.error
         elif anchor is not None and anchor not in {"again", "turn"}:
             self._anchors[operation, anchor] = node.index
         self.nodes.append(node)
         return node.index
 
-    def _keep(self, run: Fed, node: int) -> None:
+    def _keep(self, run: Run, node: int) -> None:
         if self.nodes[node].operation is None:
-            run.close()
+            self._close(run)
             return
         if node in self._runs:
-            run.close()
+            self._close(run)
             return
         if len(self._runs) >= RUNS_MAX:
-            self._runs.pop(next(iter(self._runs))).close()
+            self._close(self._runs.pop(next(iter(self._runs))))
         self._runs[node] = run
 
-    def _keep_second(self, run: Fed, node: int) -> None:
+    def _keep_second(self, run: Run, node: int) -> None:
         """Keeps a run for `verify`; each of all that there are is as likely to be among those kept."""
         self.merged += 1
         if self.nodes[node].operation is None:
-            run.close()
+            self._close(run)
         elif len(self._seconds) < SECONDS_MAX:
             self._seconds.append((node, run))
         else:
             place = self._random.randrange(self.merged)
             if place < SECONDS_MAX:
                 (node, run), self._seconds[place] = self._seconds[place], (node, run)
-            run.close()
+            self._close(run)
 
     def step(self, node: int, observed: Any) -> int:
         """The node after `node` when its operation observes this."""
         found = self.nodes[node].edges.get(observed)
-        return self._learn(node, observed) if found is None else found
+        if found is not None:
+            return found
+        try:
+            return self._learn(node, observed)
+        except Revised:
+            # The run was closed where it found that out; the automaton is used again.
+            self._put_back()
+            raise
 
     def _learn(self, node: int, observed: Any) -> int:
-        run = self._runs.pop(node, None) or self._rerun(node)
+        run = self._runs.pop(node, None) or self._passing(node) or self._rerun(node)
         run.feed(observed, anchored=True)
+        if run.changed:
+            self._close(run)
+            if not run.finished:
+                path = [*self.history(node), (node, observed)]
+                run = self._alone(path, anchored=True)
+                if run.ahead:
+                    self._came(run, path, node)
         operation, anchor, _ = run.at
         end = None
         if operation is None:
-            end = _ending(run.actor.error)
+            end = _ending(run.error)
             target = self._ends.get(end)
         else:
             target = self._target(node, operation, anchor)
@@ -160,7 +187,43 @@ class Automaton:
         else:
             self._keep_second(run, target)
         self.nodes[node].edges[observed] = target
+        self.nodes[target].sources.append(node)
         return target
+
+    def _passing(self, node: int) -> Run | None:
+        """The nearest run that came to a merged node from which edges lead here, gone on to here, or None."""
+        nodes = self.nodes
+        merged = {at: place for place, (at, _) in enumerate(self._seconds)}
+        following = {node: node}
+        waiting = [node]
+        for target in waiting:
+            if len(waiting) > nodes[node].depth:
+                # To look further would soon cost more than to run from the start.
+                break
+            for source in nodes[target].sources:
+                if source in following:
+                    continue
+                following[source] = target
+                if source in merged:
+                    _, run = self._seconds[merged[source]]
+                    self._seconds[merged[source]] = self._seconds[-1]
+                    self._seconds.pop()
+                    self._follow(run, self._path(source, node, following))
+                    if not run.changed:
+                        return run
+                    self._close(run)
+                    return None
+                waiting.append(source)
+        return None
+
+    def _path(self, node: int, end: int, following: dict[int, int]) -> list[tuple[int, Any]]:
+        """The (node, observed) pairs from a node to another one, through those that follow."""
+        path = []
+        while node != end:
+            after = following[node]
+            path.append((node, next(seen for seen, to in self.nodes[node].edges.items() if to == after)))
+            node = after
+        return path
 
     def _target(self, node: int, operation: Operation, anchor: Hashable) -> int | None:
         """The node that a loop comes back to, or None for a new one."""
@@ -192,16 +255,43 @@ class Automaton:
         found.reverse()
         return found
 
-    def _rerun(self, node: int, run: Fed | None = None) -> Fed:
-        """A run along the history of a node, each operation compared; in the objects of a closed run, or new ones."""
+    def _rerun(self, node: int) -> Run:
+        """A run along the history of a node, each operation compared."""
         path = self.history(node)
-        ahead = self._foreseen(path)
-        if run is None:
-            run = Fed(self.world, self.index, ahead=ahead)
-        else:
-            run.begin(self.index, ahead)
+        run = self._run(path)
         self._came(run, path, node)
         return run
+
+    def _run(self, path: list[tuple[int, Any]]) -> Run:
+        """A run through these (node, observed) pairs."""
+        if self._shared is not None:
+            run = Run(self._shared, self.index, ahead=self._foreseen(path))
+            if not run.changed:
+                return run
+            self._close(run)
+        return self._alone(path)
+
+    def _alone(self, path: list[tuple[int, Any]], *, anchored: bool = False) -> Run:
+        """A run through these (node, observed) pairs that may change what it stands in."""
+        return Run(Fed(self.world), self.index, anchored=anchored, ahead=self._foreseen(path))
+
+    def _close(self, run: Run) -> None:
+        """Closes a run, and puts back what it has changed of what others stand in, be it while it was unwound."""
+        run.close()
+        if run.runtime is self._shared:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        """Puts back what a closed run has left of what others stand in, or ends those."""
+        shared = self._shared
+        if shared is None or shared.put_back():
+            return
+        self._shared = None
+        for other in (*self._runs.values(), *(second for _, second in self._seconds)):
+            if other.runtime is shared:
+                other.close()
+        self._runs = {node: other for node, other in self._runs.items() if other.runtime is not shared}
+        self._seconds = [(node, other) for node, other in self._seconds if other.runtime is not shared]
 
     def _foreseen(self, path: list[tuple[int, Any]]) -> list[Foreseen]:
         """What a run does that goes through these (node, observed) pairs."""
@@ -210,7 +300,7 @@ class Automaton:
             (cast("Operation", nodes[node].operation), nodes[node].place, observed) for node, observed in path
         ]
 
-    def _came(self, run: Fed, path: list[tuple[int, Any]], node: int) -> None:
+    def _came(self, run: Run, path: list[tuple[int, Any]], node: int) -> None:
         """Checks that a run that was to go through these pairs has come to a node.
 
         Raises:
@@ -224,7 +314,7 @@ class Automaton:
             run.close()
             raise
 
-    def compare(self, node: int, run: Fed) -> None:
+    def compare(self, node: int, run: Run) -> None:
         """Checks that a run stands where the automaton says.
 
         Raises:
@@ -232,7 +322,7 @@ class Automaton:
         """
         operation, _, place = run.at
         if operation is None:
-            self.compare_end(node, run.actor.error)
+            self.compare_end(node, run.error)
         elif operation is not self.nodes[node].operation or place != self.nodes[node].place:
             raise self.differs(self.nodes[node], operation, place)
 
@@ -288,27 +378,29 @@ class Automaton:
             try:
                 compared += self._walk(run, node, random_)
             finally:
-                run.close()
+                self._close(run)
         return compared
 
-    def verify_from_start(self, random_: random.Random, run: Fed | None) -> tuple[int, Fed]:
-        """Runs the code to any node and on from there; (operations compared, the run, closed).
+    def verify_from_start(self, random_: random.Random, fed: Fed) -> int:
+        """Runs the code to any node and on from there; operations compared.
 
         Args:
             random_: chooses.
-            run: a closed one, in whose objects this actor is to run; None for new ones.
+            fed: what the actor is to run in, whatever others have left there.
 
         Raises:
             Nondeterminism: at the first difference.
         """
         node = random_.randrange(len(self.nodes))
-        run = self._rerun(node, run)
+        path = self.history(node)
+        run = Run(fed, self.index, ahead=self._foreseen(path))
         try:
-            return self.nodes[node].depth + self._walk(run, node, random_), run
+            self._came(run, path, node)
+            return len(path) + self._walk(run, node, random_)
         finally:
             run.close()
 
-    def _walk(self, run: Fed, node: int, random_: random.Random) -> int:
+    def _walk(self, run: Run, node: int, random_: random.Random) -> int:
         """Goes on from a node along known edges, through merged nodes, comparing; the operations compared."""
         path: list[tuple[int, Any]] = []
         for _ in range(WALK_STEPS):
@@ -318,10 +410,19 @@ class Automaton:
             observed = random_.choice(list(edges))
             path.append((node, observed))
             node = edges[observed]
-        if path:
-            run.feed(path[0][1], ahead=self._foreseen(path[1:]))
-            self._came(run, path, node)
+        self._follow(run, path)
         return len(path)
+
+    def _follow(self, run: Run, path: list[tuple[int, Any]]) -> None:
+        """Goes on through these (node, observed) pairs of known edges, each operation compared.
+
+        Raises:
+            Nondeterminism: at the first difference.
+        """
+        if path:
+            node, observed = path[-1]
+            run.feed(path[0][1], ahead=self._foreseen(path[1:]))
+            self._came(run, path, self.nodes[node].edges[observed])
 
     def close(self) -> None:
         """Ends the live runs."""
@@ -360,9 +461,8 @@ def verify(automata: Sequence[Automaton], seed: int = 0, samples: int = 4) -> in
     choices = [random.Random(seed) for _ in automata]
     compared = sum(map(Automaton.verify_merged, automata, choices))
     for sample in range(samples):
-        run = None
+        fed = Fed(automata[0].world)
         for turn in range(len(automata)):
             index = (sample + turn) % len(automata)
-            found, run = automata[index].verify_from_start(choices[index], run)
-            compared += found
+            compared += automata[index].verify_from_start(choices[index], fed)
     return compared

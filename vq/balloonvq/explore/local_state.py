@@ -13,10 +13,11 @@ plain values. Two histories that end in equal local states are then one node.
 which is always right. Variables that the code does not read again are left out: histories that differ in nothing else
 are one node.
 
-What is assumed, beside what `balloonvq.explore.bytecode` does: no state in global variables, and none in the code
-of functions. An object with room for what only C sees, of a kind that is not known here, is taken for a new one each
-time, so that nothing that holds it is merged. A sample of the merges is checked by going on with the code along both
-histories (`balloonvq.explore.automaton`).
+What is assumed, beside what `balloonvq.explore.bytecode` does: no state in global variables and classes, and none in
+attributes of functions or of what is derived from list, dict, set, tuple, str and numbers. An object with room for
+what only C sees, of a kind that is not known here, is taken for a new one each time, so that nothing that holds it is
+merged. A sample of the merges is checked by going on with the code along both histories
+(`balloonvq.explore.automaton`).
 
 Most of what frames show is what the actor's function reaches anyway, and that changes seldom. `Reach` walks it once
 and again when it has changed; frames only point into it.
@@ -28,11 +29,11 @@ import functools
 import struct
 import types
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence, ValuesView
 from enum import Enum
-from itertools import repeat
-from operator import is_
-from typing import Any, NamedTuple
+from itertools import chain, islice, repeat
+from operator import attrgetter, eq, is_
+from typing import Any, NamedTuple, cast
 
 from balloonvq.explore.bytecode import hidden, instruction_at
 
@@ -46,6 +47,9 @@ class Atom:
 
 
 _MISSING = object()
+
+#: Not through the class, which may do something else with the names of attributes.
+_get = object.__getattribute__
 
 _POINTER_BYTES = struct.calcsize("P")
 
@@ -149,7 +153,8 @@ class Reach:
     """
 
     __slots__ = (
-        "_attributes", "_cells", "_items", "_left_out", "_numbers", "_roots", "_slots", "met", "noticed", "number",
+        "_cells", "_content", "_dicts", "_holders", "_insides", "_kinds", "_left_out", "_numbers", "_objects", "_parts",
+        "_roots", "_sizes", "_slots", "_slotted", "_values", "met", "noticed", "number",
     )  # fmt: skip
 
     def __init__(
@@ -167,11 +172,26 @@ class Reach:
         self.number = -1
         #: The number of each object, by its id.
         self.met: dict[int, int] = {}
-        # Each with what it was when it was walked.
-        self._attributes: list[tuple[Any, type, dict[str, Any], tuple[str, ...], tuple[Any, ...]]] = []
-        self._slots: list[tuple[Any, type, tuple[str, ...], tuple[Any, ...]]] = []
-        self._items: list[tuple[Any, tuple[Any, ...]]] = []
-        self._cells: list[tuple[types.CellType, Any]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        # Objects, and what they were when they were walked: their kinds,
+        self._objects: list[Any] = []
+        self._kinds: list[type] = []
+        # the dicts of their attributes,
+        self._holders: list[Any] = []
+        self._dicts: list[Any] = []
+        # their slots,
+        self._slotted: list[Any] = []
+        self._slots: list[str] = []
+        self._values: list[Any] = []
+        # the variables of closures,
+        self._cells: list[types.CellType] = []
+        self._insides: list[Any] = []
+        # and whatever can be gone through: lists, sets, the keys and values of dicts. All their content is one list.
+        self._parts: list[Collection[Any]] = []
+        self._sizes: list[int] = []
+        self._content: list[Any] = []
 
     def look(self) -> int:
         """The number of what they are made of now."""
@@ -184,36 +204,71 @@ class Reach:
         self.look()
         return self.noticed
 
+    def same(self, other: Reach) -> bool:
+        """Whether they were the same objects, made of the same, when both were last walked.
+
+        Equal content is not enough where somebody holds one of the objects: another one in its place is no longer his.
+        """
+        return (
+            self.noticed and self.number == other.number and (self.met is other.met or self.met == other.met)
+        )
+
+    def unchanged(self) -> bool:
+        """Whether all of them are what they were when they were last walked."""
+        return not self._changed()
+
+    def put_back(self) -> bool:
+        """Makes all of them what they were when they were last walked; False where it cannot."""
+        content = iter(self._content)
+        entries: Any = None
+        keys: list[Any] = []
+        keys_changed = False
+        for part, size in zip(self._parts, self._sizes, strict=True):
+            before = [*islice(content, size)]
+            changed = len(part) != size or not all(map(is_, part, before))
+            # What a class derived from these does when it is written to is its own affair: it stays changed.
+            kind = type(part)
+            if isinstance(part, ValuesView):
+                if (changed or keys_changed) and type(entries) is dict:
+                    entries.clear()
+                    entries.update(zip(keys, before, strict=True))
+            elif isinstance(part, dict):
+                # Its values follow.
+                entries, keys, keys_changed = part, before, changed
+            elif changed and kind is list:
+                cast("list[Any]", part)[:] = before
+            elif changed and kind is set and size < 2:
+                # The order of more would be another one.
+                cast("set[Any]", part).clear()
+                cast("set[Any]", part).update(before)
+        for item, name, value in zip(self._slotted, self._slots, self._values, strict=True):
+            if _slot(item, name) is not value:
+                try:
+                    object.__setattr__(item, name, value)
+                except AttributeError:
+                    return False
+        for cell, inside in zip(self._cells, self._insides, strict=True):
+            cell.cell_contents = inside
+        return not self._changed()
+
     def _changed(self) -> bool:
+        # Each line is a loop in C over all objects: this is asked wherever an actor stops.
         try:
-            for cell, value in self._cells:
-                if cell.cell_contents is not value:
-                    return True
-            for item, kind, attributes, names, values in self._attributes:
-                if (
-                    item.__dict__ is not attributes
-                    or type(item) is not kind
-                    or len(attributes) != len(values)
-                    or not all(map(is_, attributes.values(), values))
-                    or not all(map(is_, attributes, names))
-                ):
-                    return True
-            for item, kind, names, values in self._slots:
-                if type(item) is not kind or not all(map(is_, map(getattr, repeat(item), names), values)):
-                    return True
+            return not (
+                all(map(is_, map(attrgetter("cell_contents"), self._cells), self._insides))
+                and all(map(is_, map(type, self._objects), self._kinds))
+                and all(map(is_, map(_get, self._holders, repeat("__dict__")), self._dicts))
+                and all(map(is_, map(_get, self._slotted, self._slots), self._values))
+                and all(map(eq, map(len, self._parts), self._sizes))
+                and all(map(is_, chain.from_iterable(self._parts), self._content))
+            )
         except (AttributeError, ValueError):
             # Something has been deleted.
             return True
-        return any(
-            len(items) != len(values) or not all(map(is_, items, values)) for items, values in self._items
-        )
 
     def _walk(self) -> None:
         self.noticed = True
-        self._attributes.clear()
-        self._slots.clear()
-        self._items.clear()
-        self._cells.clear()
+        self._begin()
         walk = _Walk(self._left_out, self)
         try:
             for root in self._roots:
@@ -229,28 +284,47 @@ class Reach:
             walk.add(root)
             return
         walk.found.append(id(root.__code__))
+        _add_defaults(walk, root)
         for name, cell in zip(root.__code__.co_freevars, root.__closure__ or (), strict=True):
             if name not in self._left_out:
                 walk.add(cell)
 
+    def has_kind(self, item: Any) -> None:
+        """Remembers the class of an object."""
+        self._objects.append(item)
+        self._kinds.append(type(item))
+
     def has_attributes(self, item: Any, attributes: dict[str, Any]) -> None:
         """Remembers the attributes of an object."""
-        self._attributes.append((item, type(item), attributes, tuple(attributes), tuple(attributes.values())))
+        self._holders.append(item)
+        self._dicts.append(attributes)
+        self.has_entries(attributes)
 
     def has_slots(self, item: Any, names: tuple[str, ...]) -> None:
         """Remembers the slots of an object."""
-        values = tuple(getattr(item, name, _MISSING) for name in names)
+        values = [_slot(item, name) for name in names]
         if _MISSING in values:
             self.noticed = False
-        self._slots.append((item, type(item), names, values))
+        self._slotted += [item] * len(names)
+        self._slots += names
+        self._values += values
 
-    def has_items(self, items: Any) -> None:
+    def has_items(self, items: Collection[Any]) -> None:
         """Remembers what is in a list or set, or what the keys or values of a dict are."""
-        self._items.append((items, tuple(items)))
+        before = len(self._content)
+        self._content += items
+        self._parts.append(items)
+        self._sizes.append(len(self._content) - before)
+
+    def has_entries(self, entries: dict[Any, Any]) -> None:
+        """Remembers the keys and values of a dict."""
+        self.has_items(entries)
+        self.has_items(entries.values())
 
     def has_content(self, cell: types.CellType, content: Any) -> None:
         """Remembers what a variable is bound to."""
-        self._cells.append((cell, content))
+        self._cells.append(cell)
+        self._insides.append(content)
 
 
 _Adder = Callable[[_Walk, Any], None]
@@ -273,6 +347,12 @@ def _add_fixed(walk: _Walk, item: Any) -> None:
     walk.found += (type(item), id(item))
 
 
+def _add_builtin(walk: _Walk, item: Any) -> None:
+    # A function of a module, or a method that works on an object.
+    walk.found += (type(item), item.__qualname__)
+    walk.add(item.__self__)
+
+
 def _add_sequence(walk: _Walk, item: Any) -> None:
     walk.found += (type(item), len(item))
     if walk.reach is not None and not isinstance(item, tuple):
@@ -284,15 +364,14 @@ def _add_sequence(walk: _Walk, item: Any) -> None:
 def _add_dict(walk: _Walk, item: Any) -> None:
     walk.found += (type(item), len(item))
     if walk.reach is not None:
-        walk.reach.has_items(item)
-        walk.reach.has_items(item.values())
+        walk.reach.has_entries(item)
     for key, value in item.items():
         walk.add(key)
         walk.add(value)
 
 
 def _add_set(walk: _Walk, item: Any) -> None:
-    if walk.reach is not None:
+    if walk.reach is not None and not isinstance(item, frozenset):
         walk.reach.has_items(item)
     kept, texts = walk.found, []
     for entry in item:
@@ -310,8 +389,15 @@ def _add_method(walk: _Walk, item: Any) -> None:
 
 def _add_function(walk: _Walk, item: Any) -> None:
     walk.found += (type(item), id(item.__code__))
+    _add_defaults(walk, item)
     for cell in item.__closure__ or ():
         walk.add(cell)
+
+
+def _add_defaults(walk: _Walk, item: types.FunctionType) -> None:
+    for defaults in (item.__defaults__, item.__kwdefaults__):
+        if defaults:
+            walk.add(defaults)
 
 
 def _add_cell(walk: _Walk, item: Any) -> None:
@@ -357,6 +443,7 @@ def _add_object(walk: _Walk, item: Any) -> None:
     own: Any = type(item)
     slots = _slots(own)
     if reach is not None:
+        reach.has_kind(item)
         if attributes is not None:
             reach.has_attributes(item, attributes)
         if slots and not _frozen(own):
@@ -376,10 +463,14 @@ def _add_object(walk: _Walk, item: Any) -> None:
                     found.append(name)
                     add(value)
     for name in slots:
-        value = getattr(item, name, _MISSING)
+        value = _slot(item, name)
         if value is not _MISSING and name not in left_out:
-            found.append(name)
-            walk.add(value)
+            kind = type(value)
+            if _ADDERS.get(kind) is _add_plain:
+                found += (name, kind, value)
+            else:
+                found.append(name)
+                walk.add(value)
     found.append(_MISSING)
 
 
@@ -393,7 +484,8 @@ _BASES: tuple[tuple[Any, _Adder], ...] = (
     (Enum, _add_enum),
     ((int, str, bytes, float, bool, type(None)), _add_plain),
     (Atom, _add_atom),
-    ((type, types.ModuleType, types.CodeType, types.BuiltinFunctionType, types.MappingProxyType), _add_fixed),
+    ((type, types.ModuleType, types.CodeType, types.MappingProxyType), _add_fixed),
+    (types.BuiltinFunctionType, _add_builtin),
     ((tuple, list), _add_sequence),
     (dict, _add_dict),
     ((set, frozenset), _add_set),
@@ -413,6 +505,14 @@ def _adder(kind: type) -> _Adder:
     return _ADDERS.setdefault(kind, add)
 
 
+def _slot(item: Any, name: str) -> Any:
+    """What is in a slot, `_MISSING` for nothing: what the class says instead does not count."""
+    try:
+        return _get(item, name)
+    except AttributeError:
+        return _MISSING
+
+
 @functools.cache
 def _frozen(kind: type) -> bool:
     """Whether it is a dataclass whose attributes are not assigned to; those of a class derived from one may be."""
@@ -422,21 +522,21 @@ def _frozen(kind: type) -> bool:
 
 def _has_more(kind: type) -> bool:
     """Whether its instances have room for more than attributes and slots: something that C keeps there."""
-    pointers = sum(name not in {"__dict__", "__weakref__"} for name in _slots(kind))
-    pointers += (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+    pointers = len(_slots(kind)) + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
     return kind.__itemsize__ != 0 or kind.__basicsize__ > object.__basicsize__ + pointers * _POINTER_BYTES
 
 
 @functools.cache
 def _slots(kind: type) -> tuple[str, ...]:
-    """The names of all slots of a class, private ones as the class stores them."""
+    """The names of all slots of a class for values, private ones as the class stores them."""
     found: list[str] = []
     for base in kind.__mro__:
         names = base.__dict__.get("__slots__", ())
         prefix = f"_{base.__name__.lstrip('_')}"
         for name in (names,) if isinstance(names, str) else names:
             private = name.startswith("__") and not name.endswith("__") and prefix != "_"
-            found.append(prefix + name if private else name)
+            if name not in {"__dict__", "__weakref__"}:
+                found.append(prefix + name if private else name)
     return tuple(found)
 
 
@@ -470,7 +570,7 @@ def fingerprint(
     walk = _Walk(left_out)
     found = walk.found
     found.append(reach.look())
-    walk.met = reach.met.copy()
+    walk.met = met = reach.met.copy()
     add, adders = walk.add, _ADDERS
     for point, frame in frames:
         found.append(point.number)
@@ -489,6 +589,8 @@ def fingerprint(
                     found += (kind, getattr(value, "name", ""))
                 elif value is _MISSING:
                     found.append(value)
+                elif (before := met.get(id(value))) is not None:
+                    found += (_Walk, before)
                 else:
                     add(value)
     return tuple(found)

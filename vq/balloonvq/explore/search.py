@@ -188,9 +188,9 @@ class Search:
         They grow and shrink like a bell. Beyond its top the rest is taken for a geometric series; before,
         growth is thought to fall evenly to none half way to the length of a random execution.
         """
-        size = self.layers[-1].size
         if len(self.layers) < _LAYERS_MIN:
             return None
+        size = self.layers[-1].size
         growth = math.log(size / self.layers[-_LAYERS_MIN].size) / (_LAYERS_MIN - 1)
         if growth < 0:
             return self.states + int(size / math.expm1(-growth))

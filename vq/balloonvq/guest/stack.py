@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from balloonvq.errors import KernelBug
-from balloonvq.runtime import Runtime, Task
+from balloonvq.runtime import Runtime
 
 __all__ = ["DEPTH_AT_RECLAIM_BYTES", "THREAD_SIZE_BYTES", "KernelStacks"]
 
@@ -35,7 +35,6 @@ class KernelStacks:
         #: Deepest so far, of any task.
         self.peak_bytes = 0
         self._runtime = runtime
-        self._depths: dict[Task, int] = {}
 
     @contextmanager
     def frame(self, size_bytes: int, what: str) -> Iterator[None]:
@@ -45,7 +44,7 @@ class KernelStacks:
             KernelBug: if the stack does not hold that much more.
         """
         task = self._runtime.this_task()
-        before = self._depths.get(task, 0)
+        before = task.stack_bytes
         depth = before + size_bytes
         self.peak_bytes = max(self.peak_bytes, depth)
         if depth > self.size_bytes:
@@ -53,11 +52,8 @@ class KernelStacks:
                 "kernel stack overflow",
                 why=f"{what} of task {task.name} needs {size_bytes} bytes, and {before} of {self.size_bytes} are in use",
             )
-        self._depths[task] = depth
+        task.stack_bytes = depth
         try:
             yield
         finally:
-            if before:
-                self._depths[task] = before
-            else:
-                del self._depths[task]
+            task.stack_bytes = before

@@ -61,6 +61,9 @@ class Task(Protocol):
     def error(self) -> BaseException | None:
         """What it raised, if it did."""
 
+    stack_bytes: int
+    """How much of its kernel stack is in use, as far as `balloonvq.guest.stack` counts it."""
+
 
 class Mutex(Protocol):
     """A sleeping lock with an owner. Not recursive."""

@@ -128,6 +128,7 @@ class BatonActor:
         #: Whether its function has ended, and with what; being stopped is no end.
         self.finished = False
         self.error: BaseException | None = None
+        self.stack_bytes = 0
         #: Operations that it has performed since it was let go.
         self.freed = 0
         self._gate = threading.Lock()

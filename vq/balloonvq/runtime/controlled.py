@@ -10,13 +10,14 @@ operation a function call, and a change of actors one switch.
 Two ways to run:
 
 * `Execution`: all actors, with a strategy that decides at every scheduling point;
-* `Fed`: one actor alone, told by its caller what each of its operations observes. An
+* `Run`: one actor alone, told by its caller what each of its operations observes. An
   actor is a deterministic function of what it observes, so this is enough to learn
   all that it can ever do (`balloonvq.explore.automaton`).
 
 Plain Python state of the code under test is made anew for each execution, by
-calling the program's `build`. What `build` itself does with mutexes and
-words happens before the first state, in one go.
+calling the program's `build`. Runs of one actor may stand in the same objects as long as
+they leave them as they were built, which is looked at wherever one stops (`Fed`). What `build` itself does with
+mutexes and words happens before the first state, in one go.
 
 Parking: a spinner whose turn wrote nothing, found all values that it read unchanged
 and is in the same local state as a turn ago would only do the same again. It is not
@@ -27,6 +28,7 @@ a circle in a finite graph; engines without state matching could not end without
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -51,7 +53,17 @@ from balloonvq.explore.world import (
 )
 from balloonvq.runtime import Runtime, Stopped, WaitQueue
 
-__all__ = ["Actor", "ControlledRuntime", "Decision", "Execution", "Fed", "Foreseen", "LogEntry", "Place"]
+__all__ = [
+    "Actor",
+    "ControlledRuntime",
+    "Decision",
+    "Execution",
+    "Fed",
+    "Foreseen",
+    "LogEntry",
+    "Place",
+    "Run",
+]
 
 T = TypeVar("T")
 
@@ -96,6 +108,7 @@ class Actor(Atom):
         "repeats",
         "role",
         "running",
+        "stack_bytes",
         "turned",
         "where",
         "wrote",
@@ -117,6 +130,7 @@ class Actor(Atom):
         self.error: BaseException | None = None
         self.held: list[ControlledMutex] = []
         self.reads: dict[int, Any] = {}
+        self.stack_bytes = 0
         self.wrote = True
         self.anchor: Hashable = None
         self.turned = False
@@ -294,7 +308,6 @@ class ControlledWork(Atom):
     __slots__ = (
         "_at_rest",
         "_done",
-        "_function",
         "_queue",
         "_read",
         "_runtime",
@@ -317,7 +330,6 @@ class ControlledWork(Atom):
         self.name = spec.name
         self.spec = spec
         self._runtime = runtime
-        self._function = function
         self._at_rest = at_rest
         self._queue = world.operation(spec, "queue", model.work_queue)
         self._take = world.operation(spec, "take", model.work_take, blocks=True, idle=True)
@@ -327,12 +339,17 @@ class ControlledWork(Atom):
             else world.operation(spec, "rest", model.work_rest)
         )
         self._read = world.operation(spec, "read", model.read, writes=False)
-        self.task = runtime.spawn(name, role, self._turn, repeats=True)
 
-    def _turn(self) -> None:
+        def turn() -> None:
+            # In a closure, so that what the function works on can be told from the actor's.
+            self._turn(function)
+
+        self.task = runtime.spawn(name, role, turn, repeats=True)
+
+    def _turn(self, function: Callable[[], None]) -> None:
         runtime = self._runtime
         runtime.perform(self._take)
-        self._function()
+        function()
         rests = runtime.perform(self._done)
         if self._at_rest is not None and rests:
             self._at_rest.wake_all()
@@ -725,7 +742,9 @@ class ControlledRuntime(Atom):
             # A person ends the exploration, not the actor its life.
             self.failure = error
         except (Revised, Nondeterminism, InternalError, InvalidArgument) as error:
-            if self.failure is None and (isinstance(error, Revised | Nondeterminism) or not actor.held):
+            # What a program or a design does wrong only because it is being unwound is nobody's step.
+            at_fault = isinstance(error, Revised | Nondeterminism) or not (actor.held or self.ended)
+            if self.failure is None and at_fault:
                 self.failure = error
             actor.error = error
         except BaseException as error:
@@ -1082,88 +1101,52 @@ class Execution(ControlledRuntime):
 
 
 class Fed(ControlledRuntime):
-    """One actor at a time; its caller says what each operation observes.
+    """What a program has built, for actors that run in it one at a time, see `Run`.
 
     Args:
         world: the world.
-        index: which actor.
-        anchored: say in `at` what tells the first local state from others.
-        ahead: as for `feed`; the first of them is where the actor begins.
     """
 
-    def __init__(
-        self, world: World, index: int, *, anchored: bool = False, ahead: Iterable[Foreseen] = ()
-    ) -> None:
-        self._anchored = anchored
-        #: (operation, anchor, place) that the actor has stopped at; the operation is None at the end.
-        self.at: tuple[Operation | None, Hashable, Place] = (None, None, ("?", 0))
-        #: What is still ahead, the next one last.
-        self.ahead: list[Foreseen] = []
-        self._fed: Any = None
+    def __init__(self, world: World) -> None:
+        #: Who runs, or ran last.
+        self.run: Run | None = None
+        self._as_built: Reach | None = None
         super().__init__(world)
-        self.begin(index, ahead)
-
-    def begin(self, index: int, ahead: Iterable[Foreseen] = ()) -> None:
-        """Begins an actor, in what the one before has left, which must have been closed.
-
-        Args:
-            index: which.
-            ahead: as for `feed`; the first of them is where it begins.
-        """
-        if self.ended:
-            self.ended = False
-            del self.perform
-        self.ahead = [*ahead][::-1]
-        self._main = getcurrent()
-        self.actor = actor = self.actors[index]
-        self.current = actor
-        actor.running = _take()
-        actor.running.switch(self._job)
-        self._check()
-
-    def _job(self) -> greenlet:
-        self._run_actor(self.actor)
-        self.at = (None, None, ("?", 0))
-        return self._main
-
-    def _check(self) -> None:
-        if self.failure is not None:
-            failure = self.failure
-            self.close()
-            raise failure
 
     def perform(self, operation: Operation, anchor: Hashable = None) -> Any:
-        actor = self.current
-        if actor is None:
+        run = self.run
+        if run is None:
             return ControlledRuntime.perform(self, operation)
         unwinding = sys.exc_info()[1]
         if isinstance(unwinding, KeyboardInterrupt):
             # What the code does on its way out of with and finally, after Ctrl-C, is no step of the actor.
             raise unwinding
+        actor = run.actor
         if actor.turned:
             actor.turned = False
             anchor = "turn"
         actor.pending = operation
         frame = sys._getframe(1)
         place = place_of(frame)
-        if self.ahead and operation is self.ahead[-1][0] and place == self.ahead[-1][1]:
-            observed = self.ahead.pop()[2]
+        if run.ahead and operation is run.ahead[-1][0] and place == run.ahead[-1][1]:
+            observed = run.ahead.pop()[2]
         else:
-            if anchor is None and self._anchored and not self.ahead:
+            if anchor is None and run.anchored and not run.ahead:
                 state = self._fingerprint(actor, frame)
+                run.told = state is not None
                 if state is not None:
                     anchor = (state, tuple(mutex.name for mutex in actor.held))
-            self.at = (operation, anchor, place)
+            run.at = (operation, anchor, place)
             self._main.switch()
             if self.ended:
                 raise Stopped
-            observed = self._fed
+            observed = run.fed
         if observed.__class__ is Raised:
             raise observed.error
         return observed
 
     def _local_state(self) -> Hashable:
-        return ControlledRuntime._local_state(self) if self._anchored else None
+        return ControlledRuntime._local_state(self) if cast("Run", self.run).anchored else None
 
     def _roots(self, actor: Actor) -> list[object]:
         """All functions that are known at the start by content: nobody but this actor changes anything here."""
@@ -1183,6 +1166,115 @@ class Fed(ControlledRuntime):
             *self.kept,
         ]
 
+    # -- several runs in the same objects -------------------------------------
+
+    def share(self, index: int) -> bool:
+        """Lets many runs of an actor stand in what was built; False if not all that they may change can be told.
+
+        To be called before the first of them begins. None of them sees another one, as long as whatever one
+        changes is put back before another one goes on.
+        """
+        actor = self.actors[index]
+        reach = Reach(self._roots(actor), self.world.program.statistics, self.world.reached)
+        if reach.known() and len(self.world.known_functions or ()) == len(self.actors):
+            self._as_built = reach
+            # It is walked anew when something has changed.
+            actor.reach = copy.copy(reach)
+        return self._as_built is not None
+
+    def changed(self, actor: Actor) -> bool:
+        """Whether anything is not as it was built, if several runs of this actor stand in it."""
+        if self._as_built is None:
+            return False
+        if actor.reach is None:
+            return not self._as_built.unchanged()
+        run = cast("Run", self.run)
+        if not run.told:
+            actor.reach.look()
+        return not actor.reach.same(self._as_built)
+
+    def put_back(self) -> bool:
+        """Puts everything back to what was built, if it is not as it was; False if that cannot be done."""
+        built = self._as_built
+        if built is None or not (built.unchanged() or built.put_back()):
+            return False
+        cast("Run", self.run).actor.reach = copy.copy(built)
+        return True
+
+    def enter(self, run: Run) -> None:
+        """Lets a run go on in the greenlet that it is switched to next; it comes back here."""
+        self.run = run
+        self.current = run.actor
+        self._main = getcurrent()
+
+    def unwind(self, running: greenlet) -> None:
+        """Ends the actor of the run that has entered."""
+        self.ended = True
+        self.perform = self._perform_ended  # type: ignore[method-assign]
+        try:
+            running.throw(Stopped)
+        finally:
+            self.ended = False
+            del self.perform
+
+    def live(self, actor: Actor) -> greenlet:
+        """An actor's life; where to go on after it."""
+        self._run_actor(actor)
+        return self._main
+
+    def failed(self) -> BaseException | None:
+        """Why the last run cannot go on, if it cannot."""
+        failure, self.failure = self.failure, None
+        return failure
+
+
+class Run:
+    """One actor that runs alone; its caller says what each operation observes.
+
+    Args:
+        fed: what it runs in.
+        index: which actor.
+        anchored: say in `at` what tells the first local state from others.
+        ahead: as for `feed`; the first of them is where the actor begins.
+    """
+
+    __slots__ = (
+        "_held", "_pending", "_running", "_stack_bytes", "actor", "ahead", "anchored", "at", "error", "fed",
+        "finished", "runtime", "told",
+    )  # fmt: skip
+
+    def __init__(
+        self, fed: Fed, index: int, *, anchored: bool = False, ahead: Iterable[Foreseen] = ()
+    ) -> None:
+        self.runtime = fed
+        self.actor = fed.actors[index]
+        self.anchored = anchored
+        #: (operation, anchor, place) that the actor has stopped at; the operation is None at the end.
+        self.at: tuple[Operation | None, Hashable, Place] = (None, None, ("?", 0))
+        #: What is still ahead, the next one last.
+        self.ahead = [*ahead][::-1]
+        self.fed: Any = None
+        self.finished = False
+        #: Whether the local state was looked at where it stands.
+        self.told = False
+        #: What the actor has raised.
+        self.error: BaseException | None = None
+        self._held: list[ControlledMutex] = []
+        self._pending: Operation | None = None
+        self._stack_bytes = 0
+        self._running: greenlet | None = _take()
+        self._go_on(self._begin)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the actor holds a mutex."""
+        return bool(self._held)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the actor has changed anything that other runs stand in."""
+        return self.runtime.changed(self.actor)
+
     def feed(self, observed: Any, *, anchored: bool = False, ahead: Sequence[Foreseen] = ()) -> None:
         """Lets the actor go on to its next operation.
 
@@ -1192,24 +1284,49 @@ class Fed(ControlledRuntime):
             ahead: operations that it then performs without stopping. Where it is about to do anything else it
                 stops, and what is left of them stays in `ahead`.
         """
-        self._fed = observed
-        self._anchored = anchored
+        self.fed = observed
+        self.anchored = anchored
         self.ahead = [*ahead][::-1]
-        self._main = getcurrent()
-        cast("greenlet", self.actor.running).switch()
-        self._check()
+        self._go_on()
 
     def close(self) -> None:
         """Ends the actor."""
-        self.ended = True
-        self.perform = self._perform_ended  # type: ignore[method-assign]
+        running, self._running = self._running, None
+        if running is None:
+            return
+        if not self.finished:
+            self._enter()
+            self.runtime.unwind(running)
+        _pool.free.append(running)
+
+    def _begin(self) -> greenlet:
+        following = self.runtime.live(self.actor)
+        self.at = (None, None, ("?", 0))
+        return following
+
+    def _enter(self) -> None:
         actor = self.actor
-        if actor.running is not None:
-            self._main = getcurrent()
-            if not actor.finished:
-                actor.running.throw(Stopped)
-            _pool.free.append(actor.running)
-            actor.running = None
+        actor.held = self._held
+        actor.pending = self._pending
+        actor.stack_bytes = self._stack_bytes
+        actor.turned = False
+        actor.finished = False
+        actor.error = None
+        self.runtime.enter(self)
+
+    def _go_on(self, *job: Callable[[], greenlet]) -> None:
+        self._enter()
+        self.told = False
+        cast("greenlet", self._running).switch(*job)
+        actor = self.actor
+        self._pending = actor.pending
+        self._stack_bytes = actor.stack_bytes
+        self.finished = actor.finished
+        self.error = actor.error
+        failure = self.runtime.failed()
+        if failure is not None:
+            self.close()
+            raise failure
 
 
 def error_text(error: BaseException) -> str:

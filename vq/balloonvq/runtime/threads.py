@@ -77,6 +77,7 @@ class ThreadTask:
         "parked",
         "parker",
         "role",
+        "stack_bytes",
         "thread",
         "waiting_for",
         "waiting_where",
@@ -99,6 +100,7 @@ class ThreadTask:
         self.error: BaseException | None = None
         self.thread: threading.Thread | None = None
         self.ident = 0
+        self.stack_bytes = 0
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._pollers: dict[ThreadWaitQueue, select.epoll] = {}
 
