@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from balloonvq.driver.designs import find, load
 from balloonvq.errors import DesignError
 from balloonvq.explore import standstill
 from balloonvq.explore.matrix import row
+from balloonvq.explore.model import Attributes
 from balloonvq.explore.scenarios import SCENARIOS, run
 from balloonvq.explore.verdict import Outcome
 from balloonvq.explore.world import Nondeterminism
@@ -148,3 +150,109 @@ def test_objects_are_made_once_and_at_probe(body: str, mine: Callable[[str], str
     with pytest.raises(Nondeterminism, match=r"building|while") as caught:
         run(find(mine(body)), SCENARIOS["teardown-oom"])
     assert "mine.py:" in caught.value.why
+
+
+# -- attributes ------------------------------------------------------------------------
+
+HELPER = """
+    @staticmethod
+    def helper(item, number):
+        setattr(item, "calls", number)
+"""
+
+BEGINS = """
+    def probe(self):
+        super().probe()
+        self.calls = 0
+"""
+
+#: What R and O both do in leak, or one of them in on_oom.
+CONFLICTS = {
+    "both write": LEAK.format(indented("self.calls = n")),
+    "both write by setattr": HELPER + LEAK.format(indented("self.helper(self, n)")),
+    "both write a default of the class": "    calls = 0\n" + LEAK.format(indented("self.calls = n")),
+    "both write, whatever is raised": HELPER
+    + LEAK.format(indented("try:\n    self.helper(self, n)\nexcept Exception:\n    pass")),
+    "both delete": BEGINS + LEAK.format(indented("if hasattr(self, 'calls'):\n    delattr(self, 'calls')")),
+    "both set a property": """
+    @property
+    def both(self):
+        return self.calls
+
+    @both.setter
+    def both(self, number):
+        self.calls = number
+"""
+    + LEAK.format(indented("self.both = n")),
+    "both write a slot": "    __slots__ = ('calls',)\n" + LEAK.format(indented("self.calls = n")),
+    "both replace an object by an equal one": BEGINS.replace("0", "[0]")
+    + LEAK.format(indented("self.calls = [0]")),
+    "one writes in a finally": HELPER
+    + LEAK.format(indented("try:\n    self.publish()\nfinally:\n    self.helper(self, n)")),
+    "one writes by setattr, both read": BEGINS
+    + HELPER
+    + LEAK.format(indented("if self.calls > 1000:\n    self.publish()"))
+    + "\n    def on_oom(self):\n        self.helper(self, 5)\n        return super().on_oom()\n",
+}
+
+
+@pytest.mark.parametrize("case", CONFLICTS)
+def test_an_attribute_that_several_actors_use_and_one_writes_is_an_error(
+    case: str, mine: Callable[[str], str]
+) -> None:
+    with pytest.raises(
+        Nondeterminism, match=r"uses the design's attribute calls, which [RO] writes"
+    ) as caught:
+        run(find(mine(CONFLICTS[case])), SCENARIOS["teardown-oom"])
+    assert "mine.py:" in caught.value.what + caught.value.why
+
+
+#: What one actor may do with an attribute that only it uses.
+ALONE = {
+    "writes": "self.calls = n",
+    "writes by setattr": "setattr(self, 'calls', n)",
+    "deletes": "self.calls = n\ndelattr(self, 'calls')",
+    "misses it": "assert not hasattr(self, 'calls')\nif n < 0:\n    self.calls = n",
+    "sets a property": "self.both = n\nassert self.both == n",
+    "fills a slot": "self.slot = n\nassert self.slot == n",
+    "keeps it for a while": "self.calls = n\nself.publish()\nassert self.calls == n\nself.calls = 0",
+}
+
+SETS = """
+    __slots__ = ("slot",)
+
+    @property
+    def both(self):
+        return self.calls
+
+    @both.setter
+    def both(self, number):
+        setattr(self, "calls", number)
+"""
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_an_attribute_of_one_actor_is_none(case: str, mine: Callable[[str], str]) -> None:
+    design = find(mine(SETS + LEAK.format(indented(ALONE[case]))))
+    assert run(design, SCENARIOS["teardown"]).verdict.outcome is Outcome.PROVED
+
+
+def test_reading_what_nobody_writes_is_not_attended(
+    mine: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: set[str] = set()
+    found: set[str] = set()
+    read = Attributes.read
+
+    def tell(self: Attributes, runtime: Any, name: str) -> None:
+        told.add(name)
+        found.update(self.found)
+        read(self, runtime, name)
+
+    monkeypatch.setattr(Attributes, "read", tell)
+    body = BEGINS + "        self.other = 1\n" + LEAK.format(indented("self.calls = self.calls + self.other"))
+    run(find(mine(body)), SCENARIOS["teardown"])
+    assert "calls" in told
+    assert "other" not in told
+    # What a method names need not be found while it runs.
+    assert not found

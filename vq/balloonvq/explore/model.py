@@ -19,8 +19,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dis import get_instructions
 from functools import cache
-from types import FunctionType, TracebackType
+from inspect import getattr_static
+from types import CodeType, FunctionType, TracebackType
 from typing import Any, NamedTuple, cast
 
 from balloonvq.driver import balloon as driver_balloon
@@ -28,7 +30,7 @@ from balloonvq.driver.balloon import OUT_OF_PUFF_NS, PFNS_MAX, Balloon, PageList
 from balloonvq.driver.designs import Design
 from balloonvq.errors import KernelBug, LostData
 from balloonvq.explore.local_state import Atom
-from balloonvq.explore.world import Nondeterminism, SharedObject
+from balloonvq.explore.world import Nondeterminism, SharedObject, Unattended
 from balloonvq.guest.kernel import AllocationStuck, Kernel, OomWait
 from balloonvq.guest.pages import PFN_BYTES, Batch, PageCounts, PfnArray, Place
 from balloonvq.guest.stack import DEPTH_AT_RECLAIM_BYTES as DEPTH_BYTES
@@ -798,6 +800,8 @@ class Attributes(Atom):
     """
 
     def __init__(self) -> None:
+        #: Attributes that actors write though no method of the design names them.
+        self.found: set[str] = set()
         self._writers: dict[str, tuple[str, str]] = {}
         self._readers: dict[str, dict[str, str]] = {}
 
@@ -810,30 +814,42 @@ class Attributes(Atom):
         actor = runtime.current
         if actor is not None and actor.name not in self._readers.get(name, ()):
             self._readers.setdefault(name, {})[actor.name] = self._place()
-            self._check(name)
+            self._check(runtime, name)
 
-    def written(self, runtime: ControlledRuntime, name: str) -> None:
+    def written(self, runtime: ControlledRuntime, name: str, *, attended: bool) -> None:
         """An actor writes an attribute.
+
+        Args:
+            runtime: where.
+            name: of the attribute.
+            attended: whether those that read it say so.
 
         Raises:
             Nondeterminism: if another one reads or writes it.
+            Unattended: if that would not be known.
         """
         actor = runtime.current
         if actor is not None:
+            if not attended:
+                self.found.add(name)
+                runtime.failure = Unattended(name)
+                raise runtime.failure
             self.read(runtime, name)
             if name not in self._writers:
                 self._writers[name] = actor.name, self._place()
-                self._check(name)
+                self._check(runtime, name)
 
-    def _check(self, name: str) -> None:
+    def _check(self, runtime: ControlledRuntime, name: str) -> None:
         writer, where = self._writers.get(name, ("", ""))
         for reader, place in self._readers[name].items():
             if writer and reader != writer:
-                raise Nondeterminism(
+                # At once: before the actor has unwound it may stop at an unlock, to be run again from the start.
+                runtime.failure = Nondeterminism(
                     f"{place}: {reader} uses the design's attribute {name}, which {writer} writes",
                     why=f"{writer} writes it at {where}; what several actors share must be an object of the runtime",
                     hint="vb.runtime.shared(name) in probe makes a word",
                 )
+                raise runtime.failure
 
     @staticmethod
     def _place() -> str:
@@ -841,28 +857,82 @@ class Attributes(Atom):
         return f"{file}:{line}"
 
 
-@cache
-def _attended(design: type[Design]) -> type[Design]:
-    """A design that tells `Attributes` what is done to its attributes."""
-    get, put = object.__getattribute__, object.__setattr__
+class _Attended:
+    """An attribute whose readers `Attributes` is told."""
 
-    def read(self: Any, name: str) -> Any:
-        own: dict[str, Any] = get(self, "__dict__")
-        if name in own and "attended" in own:
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._owner = owner
+        self._name = name
+
+    def __get__(self, item: Any, owner: type | None = None) -> Any:
+        if item is None:
+            return getattr(super(self._owner, cast("Any", owner)), self._name)
+        own = vars(item)
+        if self._name not in own:
+            return getattr(super(self._owner, item), self._name)
+        if "attended" in own:
             runtime, attributes = own["attended"]
-            attributes.read(runtime, name)
-        return get(self, name)
+            attributes.read(runtime, self._name)
+        return own[self._name]
 
-    def write(self: Any, name: str, value: Any) -> None:
-        put(self, name, value)
-        attended = get(self, "__dict__").get("attended")
-        if attended is not None:
-            runtime, attributes = attended
-            attributes.written(runtime, name)
+    def __set__(self, item: Any, value: Any) -> None:
+        vars(item)[self._name] = value
 
-    return type(
-        design.__name__, (design,), {"__getattribute__": read, "__setattr__": write, "name": design.name}
-    )
+    def __delete__(self, item: Any) -> None:
+        if self._name not in vars(item):
+            raise AttributeError(self._name)
+        del vars(item)[self._name]
+
+
+@cache
+def _attending(design: type[Design], found: frozenset[str]) -> type[Design]:
+    """A design that tells `Attributes` what is done to its attributes.
+
+    Those that are only read after the build are read as fast as ever: to look at each of them costs a sixth of an
+    exploration. Which are written is seen in the methods; what is written in other ways is found when it happens.
+    """
+
+    def set_by(name: str) -> bool:
+        # A property and its like: the attributes in which it keeps things are attended.
+        return hasattr(getattr_static(design, name, None), "__set__")
+
+    attended = {name: _Attended() for name in found | _written(design) if not set_by(name)}
+
+    def note(item: Any, name: str) -> None:
+        told = vars(item).get("attended")
+        if told is not None:
+            runtime, attributes = told
+            attributes.written(runtime, name, attended=name in attended or set_by(name))
+
+    def write(item: Any, name: str, value: Any) -> None:
+        object.__setattr__(item, name, value)
+        note(item, name)
+
+    def delete(item: Any, name: str) -> None:
+        object.__delattr__(item, name)
+        note(item, name)
+
+    own = {"__setattr__": write, "__delattr__": delete, "name": design.name}
+    return type(design.__name__, (design,), {**own, **attended})
+
+
+def _written(design: type[Design]) -> set[str]:
+    """The names of the attributes that methods of a design write, but for those that build it."""
+    found: set[str] = set()
+    waiting = [
+        value.__code__
+        for base in design.__mro__
+        for name, value in vars(base).items()
+        if isinstance(value, FunctionType) and name not in {"__init__", "probe"}
+    ]
+    for code in waiting:
+        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        found.update(
+            instruction.argval
+            for instruction in get_instructions(code)
+            if instruction.opname in {"STORE_ATTR", "DELETE_ATTR"}
+        )
+    return found
 
 
 @cache
@@ -945,7 +1015,8 @@ class Guest:
         )
         self.actual = runtime.shared("actual", listed)
         self.again = False
-        self.design = _attended(design)(
+        attributes = attributes or Attributes()
+        self.design = _attending(design, frozenset(attributes.found))(
             self.vb,
             towards_target=self.towards_target,
             publish=self.publish,
@@ -954,7 +1025,7 @@ class Guest:
         )
         # On real threads all actors share the design as it is, and the schedule has been checked here before.
         if isinstance(runtime, ControlledRuntime):
-            vars(self.design)["attended"] = (runtime, attributes or Attributes())
+            vars(self.design)["attended"] = (runtime, attributes)
         trying = _trying(design)
         if trying - {"migrate"} or (trying and "C" in actors):
             for mutex in designs_runtime.mutexes:

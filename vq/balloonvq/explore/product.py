@@ -23,7 +23,7 @@ from balloonvq.explore.comparison import confirm, sample
 from balloonvq.explore.search import Limits, OnLayer, Search, Wrong, fewest_preemptions, preemptions
 from balloonvq.explore.tables import Product, Widened
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
-from balloonvq.explore.world import Nondeterminism, Program, Revised, World
+from balloonvq.explore.world import Nondeterminism, Program, Revised, Unattended, World
 
 if TYPE_CHECKING:
     from balloonvq.explore.checkpoint import Checkpoint
@@ -61,6 +61,9 @@ def _started(program: Program, work: Callable[[Product], Any]) -> Any:
                 return work(product)
             except Widened:
                 continue
+            except Unattended:
+                product.close()
+                product = Product(World(program))
             except Revised:
                 product.ready = False
     finally:
@@ -101,17 +104,20 @@ def explore(
     if keeping is not None and keeping.resume is not None:
         keeping.resume.check(program, keeping.identity)
 
+    begun = time.monotonic()
+
     def work(product: Product) -> Verdict:
-        return _explore(product, limits, on_layer, keeping or Keeping("", None, None))
+        return _explore(product, limits, on_layer, keeping or Keeping("", None, None), begun)
 
     found: Verdict = started(program, work)
     return found
 
 
-def _explore(product: Product, limits: Limits, on_layer: OnLayer | None, keeping: Keeping) -> Verdict:
+def _explore(
+    product: Product, limits: Limits, on_layer: OnLayer | None, keeping: Keeping, begun: float
+) -> Verdict:
     from balloonvq.explore.liveness import livelock
 
-    started = time.monotonic()
     search = Search(product, limits, on_layer)
 
     def verdict(outcome: Outcome, *, bug: Bug | None = None, why: str = "", checked: int = 0) -> Verdict:
@@ -122,7 +128,7 @@ def _explore(product: Product, limits: Limits, on_layer: OnLayer | None, keeping
             bounds=product.world.bounds,
             states=search.states,
             transitions=search.transitions,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - begun,
             bug=bug,
             why=why,
             layers=len(search.layers),

@@ -53,7 +53,7 @@ from balloonvq.errors import BalloonError
 from balloonvq.explore.local_state import Atom
 from balloonvq.explore.operations import Operation, Raised, Transition
 
-__all__ = ["Bounds", "Nondeterminism", "Program", "Revised", "SharedObject", "World"]
+__all__ = ["Bounds", "Nondeterminism", "Program", "Revised", "SharedObject", "Unattended", "World"]
 
 CLOCK, NOTHING = 0, 1
 
@@ -67,6 +67,10 @@ class Nondeterminism(BalloonError):
 
 class Revised(Exception):
     """A fact was learned that makes more operations scheduling points: start again."""
+
+
+class Unattended(Revised):
+    """An actor writes an attribute of a design of which nobody has noted who reads it: start again from nothing."""
 
 
 @dataclass(frozen=True, slots=True)
