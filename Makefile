@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What an editable install is made from: C is compiled, and each package folder is looked up once.
 SOURCES := pyproject.toml LICENSE \
-	$(wildcard csrc/*.c csrc/*.h csrc/*.txt csrc/*/CMakeLists.txt) \
+	$(wildcard csrc/*.c csrc/*.h csrc/*.txt csrc/*/CMakeLists.txt vq/balloonvq/*/*.c) \
 	$(shell find cli vq -name __init__.py)
 
 .PHONY: help try test check bench docs generate clean

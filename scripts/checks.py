@@ -75,7 +75,9 @@ def single(log: Log, *command: str | Path) -> Result:
 
 def c_files() -> list[Path]:
     """All C sources and headers."""
-    return sorted(path for path in (ROOT / "csrc").rglob("*.[ch]") if path.name != "balloonvq.csrc.c")
+    folders = ROOT / "csrc", ROOT / "vq"
+    files = (path for folder in folders for path in folder.rglob("*.[ch]"))
+    return sorted(path for path in files if path.name != "balloonvq.csrc.c")
 
 
 def format_c(log: Log) -> Result:

@@ -198,9 +198,9 @@ class Searched:
             lib.explore_judged(kernel.handle, cursor.state, goal)
         elif cursor.table == kernel.time:
             after = system.packed((state[0], (system.ticked(state), *state[1][1:]), 0))
-            kernel.add(kernel.time, packed, [packed ^ after] if packed != after else [])
+            kernel.add(kernel.time, kernel.split(packed), [packed ^ after] if packed != after else [])
         elif cursor.table == kernel.watch:
-            kernel.add(kernel.watch, packed, [0] if system.broken(state) else [])
+            kernel.add(kernel.watch, kernel.split(packed), [0] if system.broken(state) else [])
         else:
             actor = cursor.table
             differences = []
@@ -209,7 +209,7 @@ class Searched:
                 there = (*state[0][:actor], node, *state[0][actor + 1 :])
                 differences.append(packed ^ system.packed((there, values, 0)))
             owner = -1 if differences else system.owner(actor, state)
-            kernel.add(actor, packed, differences, owner=owner)
+            kernel.add(actor, kernel.split(packed), differences, owner=owner)
 
     def walk(self, function: object, *arguments: object, begin: int = 0, end: int = 0) -> int:
         result, transitions = self.kernel.walk(
@@ -456,9 +456,9 @@ def test_a_circle_with_progress_is_none() -> None:
     kernel = Kernel(Fields([(0, 2)], (2, 1), 3), idle=0, one_cpu=False, explore_time=False)
     for node in range(3):
         kernel.set_node(0, node, 3)
-        kernel.add(0, node, [node ^ (node + 1) % 3])
+        kernel.add(0, [node], [node ^ (node + 1) % 3])
     kernel.set_node(kernel.watch, 0, 0)
-    kernel.add(kernel.watch, 0)
+    kernel.add(kernel.watch, [0])
     kernel.begin(0)
     for index in range(3):
         kernel.walk(lib.explore_layer, begin=index, end=index + 1, answer=_never)
@@ -492,11 +492,11 @@ def test_numbers_that_cannot_be_are_refused() -> None:
     with pytest.raises(BalloonError):
         kernel.set_node(3, 0, 3)
     with pytest.raises(BalloonError):
-        kernel.add(0, 0, [1])
+        kernel.add(0, [0], [1])
     kernel.set_node(0, 0, 3)
-    kernel.add(0, 0, [1])
+    kernel.add(0, [0], [1])
     with pytest.raises(BalloonError):
-        kernel.add(0, 4, [1])
+        kernel.add(0, [4], [1])
 
 
 def test_too_many_actors_are_named() -> None:

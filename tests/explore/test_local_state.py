@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from random import Random
 from threading import Lock
-from types import SimpleNamespace
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from balloonvq.explore import naive, product
+from balloonvq.explore._local_state import add_frames, place, stack, unchanged
 from balloonvq.explore.local_state import Atom, Reach
 from balloonvq.explore.verdict import Outcome
 from balloonvq.explore.world import Nondeterminism, Program
@@ -660,3 +663,93 @@ def test_equal_things_are_merged(make: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("make", UNKNOWN.values(), ids=UNKNOWN)
 def test_what_c_keeps_to_itself_is_not_merged(make: Callable[[], Any]) -> None:
     assert not merged(make)
+
+
+class Interrupted(list[int]):
+    """A list that cannot be gone through."""
+
+    def __iter__(self) -> Iterator[int]:
+        raise OSError("no")
+
+
+def test_an_error_while_it_is_looked_at_what_has_changed_is_told() -> None:
+    inside = [Interrupted()]
+    with pytest.raises(OSError, match="no"):
+        unchanged(([], [], [], [], [], [], [], [], [], inside, [0], []))
+    with pytest.raises(TypeError, match="in lists"):
+        unchanged(([], [], (), [], [], [], [], [], [], [], [], []))  # type: ignore[arg-type]
+    with pytest.raises(IndexError):
+        unchanged(([], []))
+
+
+def test_an_error_while_frames_are_looked_at_is_told() -> None:
+    frame = sys._getframe()
+    end = test_an_error_while_it_is_looked_at_what_has_changed_is_told.__code__
+
+    def unknown(code: CodeType, last: int) -> Any:
+        raise LookupError(code.co_name, last)
+
+    with pytest.raises(LookupError, match="test_an_error_while_frames"):
+        stack(frame, end, {}, unknown)
+    assert stack(frame, frame.f_code, {}, unknown) == []
+    assert stack(None, end, {}, unknown) == []
+    with pytest.raises(TypeError):
+        stack(frame)  # type: ignore[call-arg]
+    with pytest.raises(LookupError, match="test_an_error_while_frames"):
+        place(set(), {}, lambda frame: unknown(frame.f_code, 0), frame)  # type: ignore[union-attr]
+    assert place(set(), {}, lambda frame: (str(frame), 0), None) == ("None", 0)
+    with pytest.raises(TypeError):
+        place(set())  # type: ignore[call-arg]
+
+    def add(value: object) -> None:
+        raise LookupError(value)
+
+    point = (frame.f_code, 0, (), ("frame",))
+    with pytest.raises(LookupError, match="<frame at"):
+        add_frames(int, [], {}, add, {}, None, bool, [point, frame])
+    with pytest.raises(TypeError):
+        add_frames(int, [])  # type: ignore[call-arg]
+
+
+def test_looking_at_frames_keeps_nothing() -> None:
+    class Held:
+        name = "held"
+
+    held, unbound, other, listed = Held(), object(), [2], [1]
+    point = (sys._getframe().f_code, 0, ("listed",), ("held", "gone", "number", "other", "listed"))
+    number = 3
+
+    def once() -> list[Any]:
+        found: list[Any] = []
+        met = {id(listed): 7}
+        frames = stack(sys._getframe(1), once.__code__, {}, lambda *_: point)
+        assert frames is not None
+        assert place({__file__}, {}, lambda frame: (str(frame is None), 0), sys._getframe())[1] == 0
+        simple = {Held: False, int: True}
+        assert add_frames(Turns, found, met, found.append, simple, unbound, bool, frames[:2])
+        assert not add_frames(Turns, found, met, found.append, simple, unbound, lambda _: False, frames[:2])
+        assert unchanged(([], [], [held], [Held], [held], [held.__dict__], [], [], [], [other], [1], [2]))
+        return found[:10]
+
+    assert once() == [0, Held, "held", unbound, int, 3, other, Turns, 7, 0]
+    # Small objects that Python makes once, lists of lists that it keeps: all that by now.
+    gc.collect()
+    counted = [
+        held,
+        unbound,
+        other,
+        listed,
+        point,
+        Held,
+        Turns,
+        point[0],
+        sys._getframe(),
+        number,
+        True,
+        None,
+    ]
+    counts = [sys.getrefcount(one) for one in counted]
+    for _ in range(1000):
+        once()
+    gc.collect()
+    assert all(abs(sys.getrefcount(one) - count) < 50 for one, count in zip(counted, counts, strict=True))

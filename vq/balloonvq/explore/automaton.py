@@ -209,10 +209,7 @@ class Automaton:
                     self._seconds[merged[source]] = self._seconds[-1]
                     self._seconds.pop()
                     self._follow(run, self._path(source, node, following))
-                    if not run.changed:
-                        return run
-                    self._close(run)
-                    return None
+                    return run
                 waiting.append(source)
         return None
 
@@ -265,10 +262,7 @@ class Automaton:
     def _run(self, path: list[tuple[int, Any]]) -> Run:
         """A run through these (node, observed) pairs."""
         if self._shared is not None:
-            run = Run(self._shared, self.index, ahead=self._foreseen(path))
-            if not run.changed:
-                return run
-            self._close(run)
+            return Run(self._shared, self.index, ahead=self._foreseen(path))
         return self._alone(path)
 
     def _alone(self, path: list[tuple[int, Any]], *, anchored: bool = False) -> Run:

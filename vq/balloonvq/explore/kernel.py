@@ -14,12 +14,15 @@ from typing import NamedTuple
 from balloonvq.errors import BalloonError
 from balloonvq.ffi import CData, ffi, lib
 
-__all__ = ["Event", "Fields", "Kernel", "Step"]
+__all__ = ["Event", "Fields", "Kernel", "State", "Step"]
 
 #: States that C looks at before Python has a turn, which is when Ctrl-C is seen: some hundredths of a second.
 BUDGET = 1 << 17
 
 _WORD = (1 << 64) - 1
+
+#: The words of a state, the lowest first: a list, or where the kernel has them.
+State = Sequence[int] | CData
 
 #: What a function returns that need not be called again.
 _ENDS = frozenset({lib.EXPLORE_DONE, lib.EXPLORE_NONE})
@@ -115,8 +118,16 @@ class Kernel:
             )
         return result
 
-    def _split(self, number: int) -> list[int]:
+    def split(self, number: int) -> State:
+        """A state as words."""
         return [number >> shift & _WORD for shift in self._shifts]
+
+    def joined(self, words: State) -> int:
+        """A state as a number."""
+        number: int = words[0]
+        for place in range(1, self._words):
+            number |= words[place] << 64 * place
+        return number
 
     def walk(
         self,
@@ -147,26 +158,26 @@ class Kernel:
 
     def set_node(self, table: int, node: int, mask: int, flags: int = 0) -> None:
         """See ``explore_set_node``."""
-        self.check(lib.explore_set_node(self.handle, table, node, self._split(mask), flags))
+        self.check(lib.explore_set_node(self.handle, table, node, self.split(mask), flags))
 
     def add(
         self,
         table: int,
-        state: int,
+        words: State,
         differences: Sequence[int] = (),
         *,
         open_: bool = False,
         owner: int = -1,
     ) -> None:
         """Adds an entry, see ``explore_add``."""
-        words = [difference >> shift & _WORD for difference in differences for shift in self._shifts]
-        self.check(
-            lib.explore_add(self.handle, table, self._split(state), words, len(differences), open_, owner)
-        )
+        changes = [difference >> shift & _WORD for difference in differences for shift in self._shifts]
+        result = lib.explore_add(self.handle, table, words, changes, len(differences), open_, owner)
+        if result < 0:
+            self.check(result)
 
     def set_progress(self, actor: int, state: int, choice: int) -> None:
         """See ``explore_set_progress``."""
-        self.check(lib.explore_set_progress(self.handle, actor, self._split(state), choice))
+        self.check(lib.explore_set_progress(self.handle, actor, self.split(state), choice))
 
     def find_circular(self, fields: Sequence[tuple[int, int]]) -> None:
         """See ``explore_find_circular``; fields are (first bit, bits)."""
@@ -185,18 +196,18 @@ class Kernel:
         """States that were taken out."""
         return int(lib.explore_excluded(self.handle))
 
+    def words(self, index: int) -> State:
+        """A state as words, until another one is added."""
+        return lib.explore_state(self.handle, index)
+
     def state(self, index: int) -> int:
         """A state."""
-        words = lib.explore_state(self.handle, index)
-        state: int = words[0]
-        for number in range(1, self._words):
-            state |= words[number] << 64 * number
-        return state
+        return self.joined(self.words(index))
 
     def begin(self, state: int) -> None:
         """Forgets all states but this one, the first."""
         lib.explore_clear(self.handle)
-        self.check(lib.explore_add_state(self.handle, self._split(state)))
+        self.check(lib.explore_add_state(self.handle, self.split(state)))
 
     def exclude(self, index: int, *, skip: bool) -> None:
         """See ``explore_exclude``."""

@@ -31,10 +31,11 @@ import types
 from collections import deque
 from collections.abc import Callable, Collection, Hashable, Sequence, ValuesView
 from enum import Enum
-from itertools import chain, islice, repeat
-from operator import attrgetter, eq, is_
+from itertools import islice
+from operator import is_
 from typing import Any, NamedTuple, cast
 
+from balloonvq.explore._local_state import add_frames, stack, unchanged
 from balloonvq.explore.bytecode import hidden, instruction_at
 
 __all__ = ["Atom", "Reach", "fingerprint"]
@@ -70,12 +71,25 @@ class _Point(NamedTuple):
     """The variables of a frame there that count: those that are read again, or tell what the stack hides."""
 
 
-_points: dict[tuple[int, int, frozenset[str]], _Point] = {}
+#: By the address of the code and what a frame says of where it stands in it.
+_Points = dict[tuple[int, int], _Point]
+
 _numbers: dict[tuple[int, int], int] = {}
 
 
-def _point(code: types.CodeType, last: int, left_out: frozenset[str], own: frozenset[str]) -> _Point:
-    """What is known of a code that stands in a call at instruction `last`; looked up in `_points` from then on."""
+@functools.cache
+def _points(
+    left_out: frozenset[str], own: frozenset[str]
+) -> tuple[_Points, Callable[[types.CodeType, int], _Point]]:
+    """The points that are known, and what is called for one that is not."""
+    points: _Points = {}
+    return points, functools.partial(_point, points, left_out, own)
+
+
+def _point(
+    points: _Points, left_out: frozenset[str], own: frozenset[str], code: types.CodeType, last: int
+) -> _Point:
+    """What is known of a code that stands in a call at instruction `last`; looked up in `points` from then on."""
     at = instruction_at(code, last)
     number = _numbers.setdefault((id(code), at), len(_numbers))
     over: tuple[str, ...] | None = ()
@@ -90,7 +104,7 @@ def _point(code: types.CodeType, last: int, left_out: frozenset[str], own: froze
             names = tuple(name for name in dict.fromkeys((*code.co_varnames, *shared)) if name in counting)
             over = found.over
     point = _Point(code, number, over, names)
-    _points[id(code), last, left_out] = point
+    points[id(code), last] = point
     return point
 
 
@@ -154,7 +168,7 @@ class Reach:
 
     __slots__ = (
         "_cells", "_content", "_dicts", "_holders", "_insides", "_kinds", "_left_out", "_numbers", "_objects", "_parts",
-        "_roots", "_sizes", "_slots", "_slotted", "_values", "met", "noticed", "number",
+        "_roots", "_seen", "_sizes", "_slots", "_slotted", "_values", "met", "noticed", "number",
     )  # fmt: skip
 
     def __init__(
@@ -192,6 +206,10 @@ class Reach:
         self._parts: list[Collection[Any]] = []
         self._sizes: list[int] = []
         self._content: list[Any] = []
+        self._seen: tuple[list[Any], ...] = (
+            self._cells, self._insides, self._objects, self._kinds, self._holders, self._dicts,
+            self._slotted, self._slots, self._values, self._parts, self._sizes, self._content,
+        )  # fmt: skip
 
     def look(self) -> int:
         """The number of what they are made of now."""
@@ -252,19 +270,7 @@ class Reach:
         return not self._changed()
 
     def _changed(self) -> bool:
-        # Each line is a loop in C over all objects: this is asked wherever an actor stops.
-        try:
-            return not (
-                all(map(is_, map(attrgetter("cell_contents"), self._cells), self._insides))
-                and all(map(is_, map(type, self._objects), self._kinds))
-                and all(map(is_, map(_get, self._holders, repeat("__dict__")), self._dicts))
-                and all(map(is_, map(_get, self._slotted, self._slots), self._values))
-                and all(map(eq, map(len, self._parts), self._sizes))
-                and all(map(is_, chain.from_iterable(self._parts), self._content))
-            )
-        except (AttributeError, ValueError):
-            # Something has been deleted.
-            return True
+        return not unchanged(self._seen)
 
     def _walk(self) -> None:
         self.noticed = True
@@ -480,6 +486,9 @@ _WHOLE: frozenset[_Adder] = frozenset({_add_plain, _add_enum, _add_atom, _add_fi
 #: How instances of a class are appended; filled by `_adder`.
 _ADDERS: dict[type, _Adder] = {}
 
+#: Of classes whose instances are told by their value (True) or their name, the same; filled likewise.
+_SIMPLE: dict[type, bool] = {}
+
 _BASES: tuple[tuple[Any, _Adder], ...] = (
     (Enum, _add_enum),
     ((int, str, bytes, float, bool, type(None)), _add_plain),
@@ -502,6 +511,8 @@ def _adder(kind: type) -> _Adder:
     add = next((add for bases, add in _BASES if issubclass(kind, bases)), None)
     if add is None:
         add = _add_unknown if hasattr(kind, "__next__") or _has_more(kind) else _add_object
+    if add in {_add_plain, _add_atom}:
+        _SIMPLE[kind] = add is _add_plain
     return _ADDERS.setdefault(kind, add)
 
 
@@ -559,38 +570,13 @@ def fingerprint(
     Returns:
         A value to compare, or None where the frames do not show the whole local state.
     """
-    frames = []
-    while frame is not None and frame.f_code is not end:
-        code = frame.f_code
-        point = _points.get((id(code), frame.f_lasti, left_out)) or _point(code, frame.f_lasti, left_out, own)
-        if point.over is None:
-            return None
-        frames.append((point, frame))
-        frame = frame.f_back
+    frames = stack(frame, end, *_points(left_out, own))
+    if frames is None:
+        return None
     walk = _Walk(left_out)
     found = walk.found
     found.append(reach.look())
     walk.met = met = reach.met.copy()
-    add, adders = walk.add, _ADDERS
-    for point, frame in frames:
-        found.append(point.number)
-        if point.names:
-            variables = frame.f_locals
-            for name in point.over or ():
-                if not _distinct(variables.get(name)):
-                    return None
-            for name in point.names:
-                value = variables.get(name, _MISSING)
-                kind = type(value)
-                how = adders.get(kind)
-                if how is _add_plain:
-                    found += (kind, value)
-                elif how is _add_atom:
-                    found += (kind, getattr(value, "name", ""))
-                elif value is _MISSING:
-                    found.append(value)
-                elif (before := met.get(id(value))) is not None:
-                    found += (_Walk, before)
-                else:
-                    add(value)
+    if not add_frames(_Walk, found, met, walk.add, _SIMPLE, _MISSING, _distinct, frames):
+        return None
     return tuple(found)

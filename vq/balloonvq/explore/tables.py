@@ -23,7 +23,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from balloonvq.explore.automaton import Automaton, Node
-from balloonvq.explore.kernel import Fields, Kernel
+from balloonvq.explore.kernel import Fields, Kernel, State
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.verdict import Kind
 from balloonvq.explore.world import CLOCK, NOTHING, Nondeterminism, World, tick
@@ -171,6 +171,8 @@ class Product:
         ]
         self.shifts = [0, *itertools.accumulate(widths)]
         self.bits = self.shifts.pop()
+        #: Of a state: all but who runs on one processor, which the kernel puts above them.
+        self._fields = (1 << self.bits) - 1
         self.actor_shift = self.shifts[:count]
         self.actor_mask = [(1 << width) - 1 for width in widths[:count]]
         #: Of each object; "nothing" has no bits.
@@ -239,8 +241,6 @@ class Product:
     def _cover(self, actor: int) -> None:
         """Makes tables for the local states that have none. A step from one depends on at least its object."""
         masks, nodes = self.masks[actor], self.automata[actor].nodes
-        if len(masks) == len(nodes):
-            return
         full = self.actor_mask[actor]
         if len(nodes) - 1 > full:
             raise Widened
@@ -284,8 +284,12 @@ class Product:
     def _first(self) -> int:
         """The first state: each actor before its first scheduling point."""
         state = self._with_numbers(0, self.first_numbers())
-        for actor in range(self.count):
-            state = self._glue(actor, [0], state)
+        for actor, automaton in enumerate(self.automata):
+            operation = automaton.nodes[0].operation
+            if operation is not None and not operation.visible:
+                glued = self.step(actor, state)
+                assert glued is not None
+                state = glued[1]
             self._cover(actor)
         return state
 
@@ -319,50 +323,41 @@ class Product:
 
     # -- one step ------------------------------------------------------------
 
-    def _operate(self, actor: int, path: list[int], state: int, choice: int = 0) -> int | None:
-        """Performs one operation: the state after it, or None if it is blocked.
-
-        Args:
-            actor: whose.
-            path: local states, the one with the operation last; the next one is added.
-            state: before it.
-            choice: its outcome, of several.
-        """
-        node = path[-1]
-        index = self.automata[actor].nodes[node].operation.object  # type: ignore[union-attr]
-        shift, full = self.object_shift[index], self.object_mask[index]
-        before = state >> shift & full
-        effect = self.perform(actor, node, before, choice)
-        if effect is None:
-            return None
-        _, after, following = effect
-        if after > full or following > self.actor_mask[actor]:
-            raise Widened
-        path.append(following)
-        return state ^ (before ^ after) << shift ^ (node ^ following) << self.actor_shift[actor]
-
-    def _glue(self, actor: int, path: list[int], state: int) -> int:
-        """Performs what is glued to the last operation, as `_operate`."""
-        nodes = self.automata[actor].nodes
-        while True:
-            entry = nodes[path[-1]]
-            if entry.operation is None or entry.operation.visible:
-                return state
-            after = self._operate(actor, path, state)
-            if after is None:
-                raise Nondeterminism(
-                    f"{entry.operation!r} blocks although its guard is held", why=str(entry.place)
-                )
-            state = after
-
     def step(self, actor: int, state: int, choice: int = 0) -> tuple[list[int], int] | None:
         """A step in full: (the actor's local states from before it to after it, the state after it).
 
-        None if it is blocked.
+        It is one operation and what is glued to it. None if it is blocked.
+
+        Args:
+            actor: whose.
+            state: before it.
+            choice: the outcome of its operation, of several.
         """
-        path = [state >> self.actor_shift[actor] & self.actor_mask[actor]]
-        after = self._operate(actor, path, state, choice)
-        return None if after is None else (path, self._glue(actor, path, after))
+        nodes, learned = self.automata[actor].nodes, self.learned
+        actor_shift, actor_mask = self.actor_shift[actor], self.actor_mask[actor]
+        node = state >> actor_shift & actor_mask
+        operation = nodes[node].operation
+        path = [node]
+        while True:
+            index = operation.object  # type: ignore[union-attr]
+            shift, full = self.object_shift[index], self.object_mask[index]
+            before = state >> shift & full
+            effect = learned.get((actor, node, before, choice)) or self.perform(actor, node, before, choice)
+            if effect is None:
+                if operation.visible:  # type: ignore[union-attr]
+                    return None
+                raise Nondeterminism(
+                    f"{operation!r} blocks although its guard is held", why=str(nodes[node].place)
+                )
+            _, after, following = effect
+            if after > full or following > actor_mask:
+                raise Widened
+            path.append(following)
+            state ^= (before ^ after) << shift ^ (node ^ following) << actor_shift
+            operation = nodes[following].operation
+            if operation is None or operation.visible:
+                return path, state
+            node, choice = following, 0
 
     def performed(self, state: int, decision: Decision) -> list[tuple[Operation, Place]]:
         """The operations of an actor's step that is possible, and where they are called."""
@@ -426,34 +421,33 @@ class Product:
             lines += [repr(value) for value in known[:count]]
         return "\n".join(lines)
 
-    def _compute(self, actor: int, state: int) -> int | Special:
-        """Fills one table entry."""
-        node = (state >> self.actor_shift[actor]) & self.actor_mask[actor]
+    def _compute(self, actor: int, state: int, words: State | None = None) -> int | Special:
+        """Fills one table entry; `words` is the state as the kernel has it, if it is there."""
+        node = state >> self.actor_shift[actor] & self.actor_mask[actor]
         operation = self.automata[actor].nodes[node].operation
         found = 0 if operation is None else self._entry(actor, node, operation, state)
-        key = state & self.masks[actor][node]
-        self.tables[actor][node][key] = found
-        self._tell(actor, key, found)
+        self.tables[actor][node][state & self.masks[actor][node]] = found
+        kernel = self.kernel
+        if words is None:
+            words = kernel.split(state)
+        if isinstance(found, int):
+            kernel.add(actor, words, (found,) if found else ())
+        else:
+            differences = [difference for _, difference in found.moves]
+            kernel.add(actor, words, differences, open_=found.open, owner=found.owner)
         return found
 
-    def _tell(self, actor: int, key: int, found: int | Special) -> None:
-        """Puts an entry into the kernel's table."""
-        if not isinstance(found, Special):
-            self.kernel.add(actor, key, (found,) if found else ())
-            return
-        differences = [difference for _, difference in found.moves]
-        self.kernel.add(actor, key, differences, open_=found.open, owner=found.owner)
-
-    def supply(self, table: int, state: int) -> None:
-        """Adds an entry that the kernel found to be missing."""
+    def supply(self, table: int, words: State) -> None:
+        """Adds an entry that the kernel found to be missing for a state of its own."""
         kernel = self.kernel
+        state = kernel.joined(words) & self._fields
         if table == kernel.time:
             after = self.ticked(state)
-            kernel.add(table, state, () if after is None else (state ^ after,))
+            kernel.add(table, words, () if after is None else (state ^ after,))
         elif table == kernel.watch:
-            kernel.add(table, state, () if self.broken(state) is None else (0,))
+            kernel.add(table, words, () if self.broken(state) is None else (0,))
         else:
-            self._compute(table, state)
+            self._compute(table, state, words)
 
     def walk(
         self,
@@ -486,13 +480,13 @@ class Product:
         self, ask: Callable[[CData], None] | None = None, deadline: float = math.inf
     ) -> Callable[[int, CData], None]:
         """What to do when the kernel comes back before its end, see `walk`."""
-        kernel, fields = self.kernel, (1 << self.bits) - 1
+        kernel, missing = self.kernel, lib.EXPLORE_MISSING
 
         def answer(result: int, cursor: CData) -> None:
-            if time.monotonic() > deadline:
+            if deadline != math.inf and time.monotonic() > deadline:
                 raise Enough
-            if result == lib.EXPLORE_MISSING:
-                self.supply(cursor.table, kernel.state(cursor.state) & fields)
+            if result == missing:
+                self.supply(cursor.table, kernel.words(cursor.state))
             elif result != lib.EXPLORE_MORE:
                 assert ask is not None
                 ask(cursor)
@@ -505,7 +499,8 @@ class Product:
         failed = False
         for choice in range(operation.options or 1):
             step = self.step(actor, state, choice)
-            self._cover(actor)
+            if len(self.masks[actor]) < len(nodes):
+                self._cover(actor)
             if step is None:
                 if operation.kind == "lock" and nodes[node].holds:
                     return Special(owner=self.value(state, operation.object))

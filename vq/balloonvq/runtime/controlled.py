@@ -39,6 +39,7 @@ from greenlet import getcurrent, greenlet
 
 from balloonvq.errors import BalloonError, InternalError, InvalidArgument
 from balloonvq.explore import world as model
+from balloonvq.explore._local_state import place
 from balloonvq.explore.local_state import Atom, Reach, fingerprint
 from balloonvq.explore.operations import Operation, Raised, Transition
 from balloonvq.explore.world import (
@@ -760,22 +761,24 @@ def _conforms(runtime: ControlledRuntime) -> Runtime:
     return runtime
 
 
-#: By code and instruction; the code is kept, so that its id stays its own.
-_places: dict[tuple[int, int], tuple[Place, CodeType]] = {}
+#: By the address of the code and what a frame says of where it stands in it.
+_places: dict[tuple[int, int], Place] = {}
+#: These codes, kept so that each address stays its own.
+_placed: list[CodeType] = []
+
+
+def _place(frame: FrameType | None) -> Place:
+    """A place that is not known yet; it is from then on."""
+    if frame is None:
+        return ("?", 0)
+    code = frame.f_code
+    _placed.append(code)
+    return _places.setdefault((id(code), frame.f_lasti), (code.co_filename, frame.f_lineno))
 
 
 def place_of(frame: FrameType | None) -> Place:
     """The innermost line that is not of this file or a model's."""
-    while frame is not None:
-        code = frame.f_code
-        if code.co_filename not in BELOW:
-            known = _places.get((id(code), frame.f_lasti))
-            if known is None:
-                known = ((code.co_filename, frame.f_lineno), code)
-                _places[id(code), frame.f_lasti] = known
-            return known[0]
-        frame = frame.f_back
-    return ("?", 0)
+    return place(BELOW, _places, _place, frame)
 
 
 # -- greenlets that are used again ---------------------------------------------------
@@ -859,7 +862,7 @@ class Execution(ControlledRuntime):
         if actor is None:
             return ControlledRuntime.perform(self, operation)
         if self.places is not None:
-            actor.where = place_of(sys._getframe(1))
+            actor.where = place(BELOW, _places, _place, sys._getframe(1))
         if operation.visible:
             actor.pending = operation
             if anchor is not None or operation in self._spins_on:
@@ -1127,16 +1130,17 @@ class Fed(ControlledRuntime):
             anchor = "turn"
         actor.pending = operation
         frame = sys._getframe(1)
-        place = place_of(frame)
-        if run.ahead and operation is run.ahead[-1][0] and place == run.ahead[-1][1]:
-            observed = run.ahead.pop()[2]
+        where = place(BELOW, _places, _place, frame)
+        ahead = run.ahead
+        if ahead and operation is ahead[-1][0] and where == ahead[-1][1]:
+            observed = ahead.pop()[2]
         else:
-            if anchor is None and run.anchored and not run.ahead:
+            if anchor is None and run.anchored and not ahead:
                 state = self._fingerprint(actor, frame)
                 run.told = state is not None
                 if state is not None:
                     anchor = (state, tuple(mutex.name for mutex in actor.held))
-            run.at = (operation, anchor, place)
+            run.at = (operation, anchor, where)
             self._main.switch()
             if self.ended:
                 raise Stopped
