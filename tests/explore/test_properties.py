@@ -21,7 +21,7 @@ from balloonvq.explore.search import Limits
 from balloonvq.explore.verdict import Kind, Outcome
 from balloonvq.explore.world import Program, World
 from balloonvq.guest import stack
-from balloonvq.runtime.controlled import Execution
+from balloonvq.runtime.execution import Execution
 
 #: Design and options -> the length of the shortest schedule of what is broken, and the deepest stack in bytes. All
 #: properties that are not named are proved, but for those that no scenario would show: none.

@@ -21,7 +21,7 @@ from balloonvq.explore.scenarios import SCENARIOS, program
 from balloonvq.explore.verdict import Outcome
 from balloonvq.explore.world import Nondeterminism, Program, World
 from balloonvq.runtime import Stopped
-from balloonvq.runtime.controlled import Fed
+from balloonvq.runtime.runs import Fed
 
 Build = Callable[[Any], None]
 

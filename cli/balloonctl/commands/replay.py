@@ -17,7 +17,7 @@ from balloonvq.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from balloonvq.explore.world import Program
-    from balloonvq.runtime.controlled import Execution
+    from balloonvq.runtime.execution import Execution
 
 __all__ = ["replay"]
 

@@ -38,7 +38,7 @@ from balloonvq.explore.parallel import Task, explore_all, processors
 from balloonvq.explore.scenarios import SCENARIOS, program, scenarios_for
 from balloonvq.explore.search import Limits
 from balloonvq.explore.world import Bounds, Program, World
-from balloonvq.runtime.controlled import Execution
+from balloonvq.runtime.execution import Execution
 
 __all__ = ["BENCHMARK", "Explore", "lock_rounds"]
 

@@ -27,5 +27,5 @@ promela       the same program for SPIN
 programs      random programs on which all engines must agree
 ============  ====================================================================
 
-The code under test runs on `balloonvq.runtime.controlled`; with `live` on `balloonvq.runtime.baton`.
+The code under test runs on `balloonvq.runtime.execution` and `balloonvq.runtime.runs`; with `live` on `balloonvq.runtime.baton`.
 """

@@ -15,7 +15,7 @@ Histories form a tree. Different histories are one node
 To go on from a node the code has to stand there. Where the run that came there first has gone on, one that came to a
 merged node goes on along known edges, or the code is run again from the start. All runs of an actor stand in the
 same objects: what it shares with others are operations, and their results come from the search. One that changes
-plain objects is made again in objects of its own, and what it has changed is put back (`balloonvq.runtime.controlled.Fed`).
+plain objects is made again in objects of its own, and what it has changed is put back (`balloonvq.runtime.runs.Fed`).
 
 Each of these is a statement about the code, and is *checked* rather than believed.
 `verify` goes on with the code that came to a merged node on a second history, runs it from the start along a
@@ -32,7 +32,8 @@ from typing import Any, cast
 
 from balloonvq.explore.operations import Operation, Raised
 from balloonvq.explore.world import Nondeterminism, Revised, World
-from balloonvq.runtime.controlled import Fed, Foreseen, Place, Run
+from balloonvq.runtime.controlled import Place
+from balloonvq.runtime.runs import Fed, Foreseen, Run
 
 __all__ = ["Automaton", "Node", "TooManyLocalStates", "verify"]
 

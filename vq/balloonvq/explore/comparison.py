@@ -8,7 +8,8 @@ from typing import Final
 
 from balloonvq.explore.tables import Enough, Product
 from balloonvq.explore.world import Nondeterminism
-from balloonvq.runtime.controlled import Decision, Execution
+from balloonvq.runtime.controlled import Decision
+from balloonvq.runtime.execution import Execution
 
 __all__ = ["compare", "confirm", "sample"]
 

@@ -38,7 +38,8 @@ from balloonvq.explore.naive import collect, judged
 from balloonvq.explore.operations import Operation
 from balloonvq.explore.verdict import Findings, Verdict
 from balloonvq.explore.world import CLOCK, Program, Revised, World
-from balloonvq.runtime.controlled import TICK, Decision, Execution, LogEntry
+from balloonvq.runtime.controlled import TICK, Decision
+from balloonvq.runtime.execution import Execution, LogEntry
 
 __all__ = ["explore", "findings"]
 

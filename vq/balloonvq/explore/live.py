@@ -31,9 +31,9 @@ from balloonvq.explore.replay import Ending, ending, execute
 from balloonvq.explore.verdict import Kind
 from balloonvq.explore.world import Program, World
 from balloonvq.guest import pages
-from balloonvq.runtime import controlled
 from balloonvq.runtime.baton import BatonActor, BatonRuntime, Diverged, Step
-from balloonvq.runtime.controlled import Decision, Execution, error_text
+from balloonvq.runtime.controlled import BELOW, Decision
+from balloonvq.runtime.execution import Execution, error_text
 
 __all__ = ["ROUNDS", "Confirmation", "confirm"]
 
@@ -41,7 +41,7 @@ __all__ = ["ROUNDS", "Confirmation", "confirm"]
 ROUNDS = 10
 
 #: Files that no report shows: threads stand in them for the explorer's sake.
-_BELOW = frozenset({*controlled.BELOW, live_guest.__file__, pages.__file__, __file__})
+_BELOW = frozenset({*BELOW, live_guest.__file__, pages.__file__, __file__})
 
 Key = tuple[int, str, Hashable]
 

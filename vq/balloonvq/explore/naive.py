@@ -5,7 +5,7 @@ reduction, no matching, no tables: slow and obviously right. It is the oracle th
 other engines are compared with on small programs, and is kept for ever.
 
 The only thing that it does not enumerate are turns of a spinner that would repeat the last
-turn (see parking in `balloonvq.runtime.controlled`). An execution in which nobody
+turn (see parking in `balloonvq.runtime.execution`). An execution in which nobody
 but parked spinners is left never ends: a livelock.
 """
 
@@ -18,7 +18,8 @@ from typing import Protocol
 from balloonvq.explore.operations import Raised
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
 from balloonvq.explore.world import Nondeterminism, Program, Revised, World
-from balloonvq.runtime.controlled import Decision, Execution
+from balloonvq.runtime.controlled import Decision
+from balloonvq.runtime.execution import Execution
 
 __all__ = ["Run", "collect", "executions", "explore", "findings", "judge", "judged"]
 

@@ -15,7 +15,8 @@ its own races. Product search asks a stronger question of every state, see
 from __future__ import annotations
 
 from balloonvq.explore.operations import Operation
-from balloonvq.runtime.controlled import Execution, Place
+from balloonvq.runtime.controlled import Place
+from balloonvq.runtime.execution import Execution
 
 __all__ = ["race"]
 

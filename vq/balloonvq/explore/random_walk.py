@@ -20,7 +20,8 @@ from balloonvq.explore.naive import collect, judge
 from balloonvq.explore.races import race
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
 from balloonvq.explore.world import Program, Revised, World
-from balloonvq.runtime.controlled import Decision, Execution
+from balloonvq.runtime.controlled import Decision
+from balloonvq.runtime.execution import Execution
 
 __all__ = ["Pct", "Uniform", "explore", "findings"]
 

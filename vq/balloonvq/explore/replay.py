@@ -30,7 +30,8 @@ from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.explore.operations import Raised
 from balloonvq.explore.verdict import Kind, Schedule
 from balloonvq.explore.world import Program, Revised, World
-from balloonvq.runtime.controlled import Decision, Execution, run_on
+from balloonvq.runtime.controlled import Decision
+from balloonvq.runtime.execution import Execution, run_on
 
 __all__ = ["Ending", "Meaning", "ReplayDiffers", "decode", "encode", "ending", "execute", "replay", "steps"]
 

@@ -8,7 +8,8 @@ from pathlib import PurePath
 
 from balloonvq.explore.replay import execute
 from balloonvq.explore.world import Program
-from balloonvq.runtime.controlled import Actor, Decision, Execution, Place, error_text
+from balloonvq.runtime.controlled import Actor, Decision, Place
+from balloonvq.runtime.execution import Execution, error_text
 
 __all__ = ["Change", "End", "Line", "Timeline", "timeline"]
 

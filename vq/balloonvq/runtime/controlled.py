@@ -1,43 +1,30 @@
 """The runtime under a controlled scheduler: one operation at a time, in any order one likes.
 
-Each actor is a greenlet. A primitive hands the scheduler an `Operation`; the
-scheduler picks who goes on; whoever is picked applies *its own* operation to the
-values of the world and goes on with what it observed. There is no scheduler
-greenlet: the decision is taken in the greenlet that has just stopped, which switches
-straight to the next one, and not at all if it is itself the next. That makes an
-operation a function call, and a change of actors one switch.
+Each actor is a greenlet. A primitive makes an `Operation` of what it is asked for, and hands it to whoever runs the
+actors:
 
-Two ways to run:
-
-* `Execution`: all actors, with a strategy that decides at every scheduling point;
-* `Run`: one actor alone, told by its caller what each of its operations observes. An
+* `balloonvq.runtime.execution`: all of them, with a strategy that decides at every scheduling point;
+* `balloonvq.runtime.runs`: one alone, told by its caller what each of its operations observes. An
   actor is a deterministic function of what it observes, so this is enough to learn
   all that it can ever do (`balloonvq.explore.automaton`).
 
-Plain Python state of the code under test is made anew for each execution, by
-calling the program's `build`. Runs of one actor may stand in the same objects as long as
-they leave them as they were built, which is looked at wherever one stops (`Fed`). What `build` itself does with
+Plain Python state of the code under test is made by the program's `build`. What that itself does with
 mutexes and words happens before the first state, in one go.
-
-Parking: a spinner whose turn wrote nothing, found all values that it read unchanged
-and is in the same local state as a turn ago would only do the same again. It is not
-enabled until one of those values changes. Product search needs no parking, since there the turn is
-a circle in a finite graph; engines without state matching could not end without it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import functools
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
 
-from balloonvq.errors import BalloonError, InternalError, InvalidArgument
+from balloonvq.errors import InternalError, InvalidArgument
 from balloonvq.explore import world as model
 from balloonvq.explore._local_state import place
 from balloonvq.explore.local_state import Atom, Reach, fingerprint
@@ -55,15 +42,16 @@ from balloonvq.explore.world import (
 from balloonvq.runtime import Runtime, Stopped, WaitQueue
 
 __all__ = [
+    "BELOW",
+    "TICK",
     "Actor",
+    "ControlledMutex",
     "ControlledRuntime",
     "Decision",
-    "Execution",
-    "Fed",
-    "Foreseen",
-    "LogEntry",
     "Place",
-    "Run",
+    "give_back",
+    "place_of",
+    "take_greenlet",
 ]
 
 T = TypeVar("T")
@@ -72,12 +60,8 @@ T = TypeVar("T")
 Decision = tuple[int, int]
 #: The clock goes on.
 TICK: Final[Decision] = (-1, 0)
-#: (actor, operation, observed, value before, value after); a tick is (-1, None, None, before, after).
-LogEntry = tuple[int, Operation | None, Any, Any, Any]
 #: file and line of the code that called a primitive.
 Place = tuple[str, int]
-#: An operation that an actor is going to perform, where, and what it is to observe.
-Foreseen = tuple[Operation, Place, Any]
 
 #: Files whose frames are no place in somebody's design.
 _OWN: Final = frozenset({__file__})
@@ -428,21 +412,8 @@ class ControlledObject(Atom):
         return self._runtime.values[self.spec.index]
 
 
-def run_on(found: list[Decision], execution: Execution) -> Decision:
-    """The default policy: the running actor goes on; else the next one by number; time last."""
-    running = execution.running
-    last = -1 if running is None else running.index
-    for decision in found:
-        if decision[0] == last:
-            return decision
-    for decision in found:
-        if decision[0] > last:
-            return decision
-    return found[0]
-
-
 class ControlledRuntime(Atom):
-    """The primitives; `Execution` and `Fed` say what `perform` does.
+    """The primitives; what is derived from it says what `perform` does.
 
     Args:
         world: where objects and operations are remembered from one execution to the next.
@@ -776,9 +747,8 @@ def _place(frame: FrameType | None) -> Place:
     return _places.setdefault((id(code), frame.f_lasti), (code.co_filename, frame.f_lineno))
 
 
-def place_of(frame: FrameType | None) -> Place:
-    """The innermost line that is not of this file or a model's."""
-    return place(BELOW, _places, _place, frame)
+#: place_of(frame): the innermost line that is not of a file `BELOW` a design.
+place_of: Final = functools.partial(place, BELOW, _places, _place)
 
 
 # -- greenlets that are used again ---------------------------------------------------
@@ -801,7 +771,7 @@ def _worker(job: Callable[[], greenlet]) -> None:
         job = following.switch()
 
 
-def _take() -> greenlet:
+def take_greenlet() -> greenlet:
     """A greenlet out of the pool; it runs the job that it is switched to with."""
     free = _pool.free
     found = free.pop() if free else greenlet(_worker)
@@ -809,532 +779,6 @@ def _take() -> greenlet:
     return found
 
 
-class Execution(ControlledRuntime):
-    """All actors together, under a strategy.
-
-    Args:
-        world: the world.
-        strategy: called with the possible decisions (at least one; never called when
-            nobody can go on) and this execution; returns one of them. None is the default
-            policy `run_on`, for speed without recording `decisions`.
-        log: keep every operation in `log`.
-        places: keep file and line of every operation in `places`.
-        stop_on_error: end the execution when an actor raises; otherwise that actor is dead, with
-            its locks held, and the others go on.
-        stop_on_broken: end the execution at a scheduling point where an invariant of every state does not
-            hold, whose name `broken` says.
-    """
-
-    def __init__(
-        self,
-        world: World,
-        strategy: Callable[[list[Decision], Execution], Decision] | None = None,
-        *,
-        log: bool = False,
-        places: bool = False,
-        stop_on_error: bool = True,
-        stop_on_broken: bool = False,
-    ) -> None:
-        self.strategy = strategy or run_on
-        self.log: list[LogEntry] | None = [] if log or places else None
-        self.places: list[Place] | None = [] if places else None
-        self.decisions: list[Decision] = []
-        self.steps = 0
-        self.choice = 0
-        #: rest, bound, error or broken.
-        self.ending = "rest"
-        self.broken: str | None = None
-        self.running: Actor | None = None
-        self._starting = False
-        self._stop_on_error = stop_on_error
-        self._one_cpu = world.bounds.one_cpu
-        self._explore_time = world.bounds.explore_time
-        self._careful = world.spins or self.log is not None
-        self._steps_max = world.program.steps_max
-        if strategy is None and not self._careful:
-            self.perform = self._perform_on  # type: ignore[method-assign]
-        self._live: list[Actor] = []
-        super().__init__(world)
-        self._stop_on_broken = stop_on_broken and not all(one.at_rest for one in world.invariants)
-
-    def perform(self, operation: Operation, anchor: Hashable = None) -> Any:
-        actor = self.current
-        if actor is None:
-            return ControlledRuntime.perform(self, operation)
-        if self.places is not None:
-            actor.where = place(BELOW, _places, _place, sys._getframe(1))
-        if operation.visible:
-            actor.pending = operation
-            if anchor is not None or operation in self._spins_on:
-                # Not where it was a turn ago, or not known to be: no spin.
-                if anchor is None or anchor != actor.anchor:
-                    actor.wrote = True
-                actor.anchor = anchor
-            following = None if self._starting else self._dispatch()
-            if following is not actor:
-                (self._main if following is None else following.running).switch()  # type: ignore[union-attr]
-                if self.ended:
-                    raise Stopped
-        values = self.values
-        index = operation.object
-        before = values[index]
-        after, observed = operation.transition(before, actor.index)  # type: ignore[misc]
-        if operation.options:
-            observed = self.choice
-        values[index] = after
-        if self._careful:
-            self._note(actor, operation, observed, before, after)
-        if observed.__class__ is Raised:
-            raise observed.error
-        return observed
-
-    def _perform_on(self, operation: Operation, anchor: Hashable = None) -> Any:
-        """`perform` under the default policy: whoever runs goes on as long as it can, without a decision."""
-        actor = self.current
-        if actor is None or self._starting or not operation.direct or self.steps >= self._steps_max:
-            return Execution.perform(self, operation, anchor)
-        values = self.values
-        index = operation.object
-        result = operation.transition(values[index], actor.index)
-        if result is None:
-            return Execution.perform(self, operation, anchor)
-        self.steps += 1
-        values[index], observed = result
-        if observed.__class__ is Raised:
-            raise observed.error
-        return observed
-
-    def _note(self, actor: Actor, operation: Operation, observed: Any, before: Any, after: Any) -> None:
-        """What a turn of a spinner has touched, and the log."""
-        if operation in self._spins_on:
-            actor.reads = {}
-            actor.wrote = False
-        elif after != before:
-            actor.wrote = True
-        else:
-            actor.reads[operation.object] = before
-        if self.log is not None:
-            self.log.append((actor.index, operation, observed, before, after))
-            if self.places is not None:
-                self.places.append(actor.where)
-
-    def parked(self, actor: Actor) -> bool:
-        """Whether this actor, about to relax, would only do again what it did."""
-        values = self.values
-        return not actor.wrote and all(values[index] == value for index, value in actor.reads.items())
-
-    def enabled(self) -> list[Decision]:
-        """All possible decisions, in the order of the actors, the clock last."""
-        found: list[Decision] = []
-        values = self.values
-        for actor in self._live:
-            operation = actor.pending
-            if operation.simple:  # type: ignore[union-attr]
-                found.append(actor.plain)
-            elif operation.blocks:  # type: ignore[union-attr]
-                value = values[operation.object]  # type: ignore[union-attr]
-                if actor.asked is not operation or actor.asked_of is not value:
-                    # Values are never changed in place, so the answer holds as long as it is this one.
-                    actor.asked, actor.asked_of = operation, value
-                    actor.blocked = operation.transition(value, actor.index) is None  # type: ignore[union-attr]
-                if not actor.blocked:
-                    found.append(actor.plain)
-            elif operation.options:  # type: ignore[union-attr]
-                found.extend((actor.index, option) for option in range(operation.options))  # type: ignore[union-attr]
-            elif not self.parked(actor):
-                found.append(actor.plain)
-        if values[CLOCK][1] and (self._explore_time or self._relaxing(found)):
-            found.append(TICK)
-        return self._mine(found) if self._one_cpu else found
-
-    def possible(self, found: list[Decision]) -> list[Decision]:
-        """The enabled decisions, and the turns of parked spinners, which change nothing."""
-        parked = [
-            actor.plain
-            for actor in self._live
-            if actor.pending in self._spins_on and actor.plain not in found
-        ]
-        return [*found, *parked]
-
-    def _relaxing(self, found: list[Decision]) -> bool:
-        """Whether whoever can go on is at most about to relax: then the clock can, too."""
-        return all(self.actors[index].pending in self._spins_on for index, _ in found)
-
-    def _mine(self, found: list[Decision]) -> list[Decision]:
-        """On one processor: the running actor's decisions, unless it blocks or gives way."""
-        running = self.running
-        if running is None or running.finished or running.pending is None or running.pending.gives_way:
-            return found
-        return [decision for decision in found if decision[0] == running.index] or found
-
-    def _dispatch(self) -> Actor | None:
-        """Decides who goes on; None ends the execution."""
-        while True:
-            if self._stop_on_broken:
-                self.broken = self.world.broken(self.values, at_rest=False)
-                if self.broken is not None:
-                    self.ending = "broken"
-                    return None
-            found = self.enabled()
-            if not found:
-                return None
-            if self.steps >= self._steps_max:
-                self.ending = "bound"
-                return None
-            try:
-                decision = self.strategy(found, self)
-            except BaseException as error:
-                self.failure = error
-                return None
-            self.steps += 1
-            self.decisions.append(decision)
-            index = decision[0]
-            if index >= 0:
-                self.current = self.running = actor = self.actors[index]
-                self.choice = decision[1]
-                return actor
-            self._tick()
-
-    def _tick(self) -> None:
-        after = model.tick(self.values, absolute=self.world.bounds.absolute_time)
-        assert after is not None
-        if self.log is not None:
-            self.log.append((-1, None, None, self.values[CLOCK], after[CLOCK]))
-            if self.places is not None:
-                self.places.append(("clock", 0))
-        self.values = after
-
-    def _job(self, actor: Actor) -> Callable[[], greenlet]:
-        def job() -> greenlet:
-            self._run_actor(actor)
-            actor.pending = None
-            if self.ended or self._starting:
-                return self._main
-            self._live.remove(actor)
-            if self.failure is not None:
-                return self._main
-            if actor.error is not None and self._stop_on_error:
-                self.ending = "error"
-                return self._main
-            following = self._dispatch()
-            return self._main if following is None else cast("greenlet", following.running)
-
-        return job
-
-    def run(self) -> Execution:
-        """Runs to the end; returns itself.
-
-        Raises:
-            Revised: if a fact was found that earlier executions did not know.
-            Nondeterminism: if the program is not a function of what it observes.
-        """
-        self._main = getcurrent()
-        self._live = list(self.actors)
-        self._starting = True
-        for actor in self.actors:
-            self.current = actor
-            actor.running = _take()
-            actor.running.switch(self._job(actor))
-            if self.failure is not None:
-                break
-        self._starting = False
-        self._live = [actor for actor in self._live if not actor.finished]
-        if self.failure is None:
-            if self._stop_on_error and any(actor.error is not None for actor in self.actors):
-                self.ending = "error"
-            else:
-                following = self._dispatch()
-                if following is not None:
-                    cast("greenlet", following.running).switch()
-        self._end()
-        if self.failure is not None:
-            raise self.failure
-        return self
-
-    def _end(self) -> None:
-        """Unwinds whoever is blocked and takes all greenlets back."""
-        self.ended = True
-        # Whatever the code does while it unwinds touches nothing any more.
-        self.perform = self._perform_ended  # type: ignore[method-assign]
-        for actor in self.actors:
-            if actor.running is None:
-                continue
-            if not actor.finished:
-                pending = actor.pending
-                self.current = actor
-                actor.running.throw(Stopped)
-                # It has unwound, which says nothing about where the execution left it.
-                actor.finished = False
-                actor.error = None
-                actor.pending = pending
-            _pool.free.append(actor.running)
-            actor.running = None
-        self.current = None
-
-    # -- reports -------------------------------------------------------------
-
-    @property
-    def outcome(self) -> tuple[Any, ...]:
-        """The end of this execution as a value: objects, then for each actor what became of it."""
-        return (tuple(self.values), tuple(self.fate(actor) for actor in self.actors))
-
-    def fate(self, actor: Actor) -> str:
-        """Finished, an error, or what it waits for."""
-        if actor.finished:
-            return "finished" if actor.error is None else repr(Raised(actor.error))
-        return repr(actor.pending)
-
-    @property
-    def stuck(self) -> list[Actor]:
-        """The actors that wait for ever and must not; spinners included."""
-        if self.world.excused(self.values):
-            return []
-        return [
-            actor
-            for actor in self.actors
-            if not actor.finished
-            and not actor.daemon
-            and not (actor.pending is not None and actor.pending.idle)
-        ]
-
-    @property
-    def spinning(self) -> list[Actor]:
-        """The parked spinners at the end."""
-        return [actor for actor in self.actors if not actor.finished and actor.pending in self._spins_on]
-
-
-class Fed(ControlledRuntime):
-    """What a program has built, for actors that run in it one at a time, see `Run`.
-
-    Args:
-        world: the world.
-    """
-
-    def __init__(self, world: World) -> None:
-        #: Who runs, or ran last.
-        self.run: Run | None = None
-        self._as_built: Reach | None = None
-        super().__init__(world)
-
-    def perform(self, operation: Operation, anchor: Hashable = None) -> Any:
-        run = self.run
-        if run is None:
-            return ControlledRuntime.perform(self, operation)
-        unwinding = sys.exc_info()[1]
-        if isinstance(unwinding, KeyboardInterrupt):
-            # What the code does on its way out of with and finally, after Ctrl-C, is no step of the actor.
-            raise unwinding
-        actor = run.actor
-        if actor.turned:
-            actor.turned = False
-            anchor = "turn"
-        actor.pending = operation
-        frame = sys._getframe(1)
-        where = place(BELOW, _places, _place, frame)
-        ahead = run.ahead
-        if ahead and operation is ahead[-1][0] and where == ahead[-1][1]:
-            observed = ahead.pop()[2]
-        else:
-            if anchor is None and run.anchored and not ahead:
-                state = self._fingerprint(actor, frame)
-                run.told = state is not None
-                if state is not None:
-                    anchor = (state, tuple(mutex.name for mutex in actor.held))
-            run.at = (operation, anchor, where)
-            self._main.switch()
-            if self.ended:
-                raise Stopped
-            observed = run.fed
-        if observed.__class__ is Raised:
-            raise observed.error
-        return observed
-
-    def _local_state(self) -> Hashable:
-        return ControlledRuntime._local_state(self) if cast("Run", self.run).anchored else None
-
-    def _roots(self, actor: Actor) -> list[object]:
-        """All functions that are known at the start by content: nobody but this actor changes anything here."""
-        world = self.world
-        left_out = world.program.statistics
-        if world.known_functions is None:
-            functions = [other.function for other in self.actors]
-            all_known = Reach(functions, left_out, {}).known()
-            world.known_functions = {
-                other.index
-                for other in self.actors
-                if all_known or Reach([other.function], left_out, {}).known()
-            }
-        return [
-            actor.function,
-            *(other.function for other in self.actors if other.index in world.known_functions),
-            *self.kept,
-        ]
-
-    # -- several runs in the same objects -------------------------------------
-
-    def share(self, index: int) -> bool:
-        """Lets many runs of an actor stand in what was built; False if not all that they may change can be told.
-
-        To be called before the first of them begins. None of them sees another one, as long as whatever one
-        changes is put back before another one goes on.
-        """
-        actor = self.actors[index]
-        reach = Reach(self._roots(actor), self.world.program.statistics, self.world.reached)
-        if reach.known() and len(self.world.known_functions or ()) == len(self.actors):
-            self._as_built = reach
-            # It is walked anew when something has changed.
-            actor.reach = copy.copy(reach)
-        return self._as_built is not None
-
-    def changed(self, actor: Actor) -> bool:
-        """Whether anything is not as it was built, if several runs of this actor stand in it."""
-        if self._as_built is None:
-            return False
-        if actor.reach is None:
-            return not self._as_built.unchanged()
-        run = cast("Run", self.run)
-        if not run.told:
-            actor.reach.look()
-        return not actor.reach.same(self._as_built)
-
-    def put_back(self) -> bool:
-        """Puts everything back to what was built, if it is not as it was; False if that cannot be done."""
-        built = self._as_built
-        if built is None or not (built.unchanged() or built.put_back()):
-            return False
-        cast("Run", self.run).actor.reach = copy.copy(built)
-        return True
-
-    def enter(self, run: Run) -> None:
-        """Lets a run go on in the greenlet that it is switched to next; it comes back here."""
-        self.run = run
-        self.current = run.actor
-        self._main = getcurrent()
-
-    def unwind(self, running: greenlet) -> None:
-        """Ends the actor of the run that has entered."""
-        self.ended = True
-        self.perform = self._perform_ended  # type: ignore[method-assign]
-        try:
-            running.throw(Stopped)
-        finally:
-            self.ended = False
-            del self.perform
-
-    def live(self, actor: Actor) -> greenlet:
-        """An actor's life; where to go on after it."""
-        self._run_actor(actor)
-        return self._main
-
-    def failed(self) -> BaseException | None:
-        """Why the last run cannot go on, if it cannot."""
-        failure, self.failure = self.failure, None
-        return failure
-
-
-class Run:
-    """One actor that runs alone; its caller says what each operation observes.
-
-    Args:
-        fed: what it runs in.
-        index: which actor.
-        anchored: say in `at` what tells the first local state from others.
-        ahead: as for `feed`; the first of them is where the actor begins.
-    """
-
-    __slots__ = (
-        "_held", "_pending", "_running", "_stack_bytes", "actor", "ahead", "anchored", "at", "error", "fed",
-        "finished", "runtime", "told",
-    )  # fmt: skip
-
-    def __init__(
-        self, fed: Fed, index: int, *, anchored: bool = False, ahead: Iterable[Foreseen] = ()
-    ) -> None:
-        self.runtime = fed
-        self.actor = fed.actors[index]
-        self.anchored = anchored
-        #: (operation, anchor, place) that the actor has stopped at; the operation is None at the end.
-        self.at: tuple[Operation | None, Hashable, Place] = (None, None, ("?", 0))
-        #: What is still ahead, the next one last.
-        self.ahead = [*ahead][::-1]
-        self.fed: Any = None
-        self.finished = False
-        #: Whether the local state was looked at where it stands.
-        self.told = False
-        #: What the actor has raised.
-        self.error: BaseException | None = None
-        self._held: list[ControlledMutex] = []
-        self._pending: Operation | None = None
-        self._stack_bytes = 0
-        self._running: greenlet | None = _take()
-        self._go_on(self._begin)
-
-    @property
-    def holds(self) -> bool:
-        """Whether the actor holds a mutex."""
-        return bool(self._held)
-
-    @property
-    def changed(self) -> bool:
-        """Whether the actor has changed anything that other runs stand in."""
-        return self.runtime.changed(self.actor)
-
-    def feed(self, observed: Any, *, anchored: bool = False, ahead: Sequence[Foreseen] = ()) -> None:
-        """Lets the actor go on to its next operation.
-
-        Args:
-            observed: what its operation observes.
-            anchored: say in `at` what tells the local state there from others. It is the slow part.
-            ahead: operations that it then performs without stopping. Where it is about to do anything else it
-                stops, and what is left of them stays in `ahead`.
-        """
-        self.fed = observed
-        self.anchored = anchored
-        self.ahead = [*ahead][::-1]
-        self._go_on()
-
-    def close(self) -> None:
-        """Ends the actor."""
-        running, self._running = self._running, None
-        if running is None:
-            return
-        if not self.finished:
-            self._enter()
-            self.runtime.unwind(running)
-        _pool.free.append(running)
-
-    def _begin(self) -> greenlet:
-        following = self.runtime.live(self.actor)
-        self.at = (None, None, ("?", 0))
-        return following
-
-    def _enter(self) -> None:
-        actor = self.actor
-        actor.held = self._held
-        actor.pending = self._pending
-        actor.stack_bytes = self._stack_bytes
-        actor.turned = False
-        actor.finished = False
-        actor.error = None
-        self.runtime.enter(self)
-
-    def _go_on(self, *job: Callable[[], greenlet]) -> None:
-        self._enter()
-        self.told = False
-        cast("greenlet", self._running).switch(*job)
-        actor = self.actor
-        self._pending = actor.pending
-        self._stack_bytes = actor.stack_bytes
-        self.finished = actor.finished
-        self.error = actor.error
-        failure = self.runtime.failed()
-        if failure is not None:
-            self.close()
-            raise failure
-
-
-def error_text(error: BaseException) -> str:
-    """An actor's error in one line."""
-    why = error.why if isinstance(error, BalloonError) else ""
-    text = f"{type(error).__name__}: {error}"
-    return f"{text} ({why})" if why else text
+def give_back(used: greenlet) -> None:
+    """Puts a greenlet whose job has ended into the pool."""
+    _pool.free.append(used)
