@@ -411,6 +411,11 @@ static int64_t raise_peak(struct gm *mem, int64_t now)
 
 int64_t gm_allocated_peak(struct gm *mem)
 {
+	const int64_t peak = __atomic_load_n(&mem->peak, __ATOMIC_RELAXED);
+
+	/* Each anonymous page would have to be looked at, and there are no more of them. */
+	if (mem->anonymous && (uint64_t)peak >= gm_size(mem))
+		return peak;
 	return raise_peak(mem, gm_allocated_bytes(mem));
 }
 

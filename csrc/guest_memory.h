@@ -139,7 +139,7 @@ int64_t gm_allocated_bytes(const struct gm *mem);
 /*
  * The most that gm_allocated_bytes() has been, sampled at the end of every
  * gm_populate() and of every call of this function, and after every gm_stamp() if all regions are
- * files. Bytes.
+ * files. Bytes. Anonymous memory that was all there once is not looked at again.
  */
 int64_t gm_allocated_peak(struct gm *mem);
 

@@ -86,6 +86,14 @@ static void test_t_50_anonymous_memory_is_counted_page_by_page(void)
 	t_equal(0, gm_allocated(mem, &now, &peak));
 	t_equal(100 * GM_PAGE_SIZE, now);
 	t_equal(9100 * GM_PAGE_SIZE, peak);
+	/* There is no more than all. */
+	t_equal(0, gm_populate(mem, 0, 20000ull * GM_PAGE_SIZE));
+	t_equal(20000ull * GM_PAGE_SIZE, gm_allocated_peak(mem));
+	t_equal(0, madvise(region.host, 20000ull * GM_PAGE_SIZE, MADV_DONTNEED));
+	t_equal(20000ull * GM_PAGE_SIZE, gm_allocated_peak(mem));
+	t_equal(0, gm_allocated(mem, &now, &peak));
+	t_equal(0, now);
+	t_equal(20000ull * GM_PAGE_SIZE, peak);
 	t_equal(0, gm_guard(mem)); /* nothing to guard */
 	gm_destroy(mem);
 }
