@@ -146,24 +146,21 @@ static int move_batch(struct pa *pa, const uint32_t *pfns, size_t n, enum pa_pla
 		      enum pa_place to, bool locked)
 {
 	const uint8_t ignore = locked ? PAGE_LOCKED : 0;
+	/* Copies: a store of a byte could be one to pa itself, and everything there be loaded anew. */
+	uint8_t *const place = pa->place;
+	const uint64_t pages = pa->pages;
 	size_t i;
 
 	for (i = 0; i < n; i++) {
-		uint8_t *place;
+		const uint32_t pfn = pfns[i];
 
-		if (pfns[i] >= pa->pages)
+		if (pfn >= pages || (place[pfn] & ~ignore) != from)
 			break;
-		place = &pa->place[pfns[i]];
-		if ((*place & ~ignore) != from)
-			break;
-		*place = (uint8_t)((*place & ignore) | to);
+		place[pfn] = (uint8_t)((place[pfn] & ignore) | to);
 	}
 	if (i < n) {
-		while (i-- > 0) {
-			uint8_t *place = &pa->place[pfns[i]];
-
-			*place = (uint8_t)((*place & ignore) | from);
-		}
+		while (i-- > 0)
+			place[pfns[i]] = (uint8_t)((place[pfns[i]] & ignore) | from);
 		return violation(pa);
 	}
 	count_move(pa, from, to, n);
@@ -192,6 +189,7 @@ static uint32_t draw_fresh(struct pa *pa)
 
 int64_t pa_alloc(struct pa *pa, uint32_t *pfns, size_t n, enum pa_place to)
 {
+	uint8_t *const place = pa->place; /* a copy, as in move_batch() */
 	size_t done = 0;
 
 	if (to != PA_USER && to != PA_PRIVATE)
@@ -203,7 +201,7 @@ int64_t pa_alloc(struct pa *pa, uint32_t *pfns, size_t n, enum pa_place to)
 		pfns[done++] = draw_fresh(pa);
 	/* The bit of a lock that someone holds on a free page stays. */
 	for (size_t i = 0; i < done; i++)
-		pa->place[pfns[i]] |= (uint8_t)to;
+		place[pfns[i]] |= (uint8_t)to;
 	count_move(pa, PA_FREE, to, done);
 	pthread_mutex_unlock(&pa->lock);
 	return (int64_t)done;
@@ -258,16 +256,24 @@ int pa_move(struct pa *pa, const uint32_t *pfns, size_t n, enum pa_place from, e
 
 /* ---- balloon list ------------------------------------------------------- */
 
-/* Links a page at the head; `listed` is how many were there before. */
-static void link_head(struct pa *pa, uint32_t pfn, uint64_t listed)
+/* Links pages at the head, one after the other; `listed` is how many were there before. */
+static void link_head(struct pa *pa, const uint32_t *pfns, size_t n, uint64_t listed)
 {
-	if (listed == 0) {
-		pa->tail = pfn;
-	} else {
-		pa->links[pfn].next = pa->head;
-		pa->links[pa->head].prev = pfn;
+	struct links *const links = pa->links;
+	uint32_t head = pa->head;
+
+	for (size_t i = 0; i < n; i++) {
+		const uint32_t pfn = pfns[i];
+
+		if (listed + i == 0) {
+			pa->tail = pfn;
+		} else {
+			links[pfn].next = head;
+			links[head].prev = pfn;
+		}
+		head = pfn;
 	}
-	pa->head = pfn;
+	pa->head = head;
 }
 
 /* Unlinks a page. With one page left, head and tail go stale, which nobody reads. */
@@ -291,10 +297,8 @@ int pa_list_insert(struct pa *pa, const uint32_t *pfns, size_t n)
 	pthread_mutex_lock(&pa->lock);
 	listed = pa->count.pages[PA_LISTED];
 	rc = move_batch(pa, pfns, n, PA_PRIVATE, PA_LISTED, true);
-	if (rc == 0) {
-		for (size_t i = 0; i < n; i++)
-			link_head(pa, pfns[i], listed + i);
-	}
+	if (rc == 0)
+		link_head(pa, pfns, n, listed);
 	pthread_mutex_unlock(&pa->lock);
 	return rc;
 }
@@ -364,7 +368,7 @@ static int leave_isolation(struct pa *pa, uint32_t pfn, enum pa_place to)
 		rc = violation(pa);
 	} else {
 		if (to == PA_LISTED)
-			link_head(pa, pfn, pa->count.pages[PA_LISTED]);
+			link_head(pa, &pfn, 1, pa->count.pages[PA_LISTED]);
 		pa->place[pfn] = (uint8_t)to;
 		count_move(pa, PA_ISOLATED, to, 1);
 	}
@@ -391,7 +395,7 @@ int pa_replace_isolated(struct pa *pa, uint32_t new_pfn, uint32_t old_pfn)
 	    old_pfn >= pa->pages || pa->place[old_pfn] != (PA_ISOLATED | PAGE_LOCKED)) {
 		rc = violation(pa);
 	} else {
-		link_head(pa, new_pfn, pa->count.pages[PA_LISTED]);
+		link_head(pa, &new_pfn, 1, pa->count.pages[PA_LISTED]);
 		pa->place[new_pfn] = (uint8_t)((pa->place[new_pfn] & PAGE_LOCKED) | PA_LISTED);
 		count_move(pa, PA_PRIVATE, PA_LISTED, 1);
 		pa->place[old_pfn] = PA_IN_FLIGHT;
