@@ -61,6 +61,9 @@ _STEPS = {
     "call": lib.BLN_STEP_CALL,
 }
 
+#: What each request calls, looked up once: `lib` searches for a name each time.
+_config_read32, _config_write32 = lib.bln_config_read32, lib.bln_config_write32
+
 #: Most PFNs of a request that is done in steps.
 STEP_PFNS_MAX = 4096
 
@@ -189,12 +192,12 @@ class BalloonDevice:
 
     def config_read32(self, offset: int) -> int:
         """A le32 of the configuration space; one access, so never torn."""
-        value: int = lib.bln_config_read32(self._dev, offset)
+        value: int = _config_read32(self._dev, offset)
         return value if value >= 0 else check(value, f"read configuration at {offset}")
 
     def config_write32(self, offset: int, value: int) -> None:
         """Writes a le32 of the configuration space; only `actual` takes it."""
-        rc = lib.bln_config_write32(self._dev, offset, value)
+        rc = _config_write32(self._dev, offset, value)
         if rc < 0:
             check(rc, f"write configuration at {offset}")
 

@@ -12,6 +12,9 @@ from balloonvq.memory import GuestMemory
 
 __all__ = ["DriverQueue", "Layout", "RingAddresses", "ring_layout"]
 
+#: What each request calls, looked up once: `lib` searches for a name each time.
+_submit, _get_buf = lib.vq_driver_submit, lib.vq_driver_get_buf
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -113,7 +116,7 @@ class DriverQueue:
 
     def submit(self, address: int, size_bytes: int) -> None:
         """`add`, and `kick`."""
-        rc = lib.vq_driver_submit(self._vq, address, size_bytes)
+        rc = _submit(self._vq, address, size_bytes)
         if rc > 0:
             os.eventfd_write(self.kick_fd, 1)
         elif rc < 0:
@@ -144,7 +147,7 @@ class DriverQueue:
         Raises:
             DeviceBroken: if the device wrote nonsense into the used ring.
         """
-        address: int = lib.vq_driver_get_buf(self._vq)
+        address: int = _get_buf(self._vq)
         if address < 0:
             raise self._broken()
         return address

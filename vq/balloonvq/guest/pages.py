@@ -35,8 +35,18 @@ PFN_BYTES = 4
 PFN_ARRAY_BYTES = BATCH_MAX * PFN_BYTES
 
 
-#: The C type of a batch, looked up once.
+#: C types, looked up once: of a batch's PFNs, and of what points at so many.
 _PFNS = ffi.typeof(f"uint32_t[{BATCH_MAX}]")
+_PFNS_POINTER = ffi.typeof(f"uint32_t (*)[{BATCH_MAX}]")
+
+#: What each request of the driver calls, looked up once: `lib` and `ffi` search for a name each time.
+_new = ffi.new
+_alloc, _list_insert, _list_dequeue, _free = (
+    lib.pa_alloc,
+    lib.pa_list_insert,
+    lib.pa_list_dequeue,
+    lib.pa_free,
+)
 
 
 class Place(IntEnum):
@@ -95,12 +105,13 @@ class PfnArray:
         address: guest-physical.
     """
 
-    __slots__ = ("_count", "_host", "address", "name")
+    __slots__ = ("_count", "_pfns", "address", "name")
 
     def __init__(self, memory: GuestMemory, address: int, name: str) -> None:
         self.name = name
         self.address = address
-        self._host = memory.at(address, PFN_ARRAY_BYTES)
+        #: What is there, as a C array: a slice of it knows where it ends.
+        self._pfns = ffi.cast(_PFNS_POINTER, memory.at(address, PFN_ARRAY_BYTES))[0]
         self._count = 0
 
     def clear(self) -> None:
@@ -109,10 +120,9 @@ class PfnArray:
 
     def append(self, pages: Batch) -> None:
         """Adds the batch's PFNs; the host of an emulated guest is little-endian like its ring."""
-        # A new pointer costs about as much as the copy, and most arrays are filled by one batch.
-        at = self._host + self._count * PFN_BYTES if self._count else self._host
-        ffi.memmove(at, pages.pfns, pages.count * PFN_BYTES)
-        self._count += pages.count
+        count, end = pages.count, self._count + pages.count
+        self._pfns[end - count : end] = pages.pfns if count == BATCH_MAX else pages.pfns[0:count]
+        self._count = end
 
     def __len__(self) -> int:
         return self._count
@@ -166,8 +176,8 @@ class PageAllocator:
         """Takes up to `count` (at most `BATCH_MAX`) free pages; None if there is none."""
         if count > BATCH_MAX:  # noqa: PLR1730 - a call of min takes a tenth of the whole
             count = BATCH_MAX
-        pfns = ffi.new(_PFNS)
-        got = lib.pa_alloc(self._pa, pfns, count, to)
+        pfns = _new(_PFNS)
+        got = _alloc(self._pa, pfns, count, to)
         if got > 0:
             return Batch(pfns, got)
         check(got, "allocate pages")
@@ -179,7 +189,9 @@ class PageAllocator:
         Raises:
             KernelBug: if one of them is somewhere else.
         """
-        self._check(lib.pa_free(self._pa, batch.pfns, batch.count, place), batch, place, "freed")
+        rc = _free(self._pa, batch.pfns, batch.count, place)
+        if rc:
+            self._check(rc, batch, place, "freed")
 
     def move(self, batch: Batch, place: Place, to: Place) -> None:
         """Moves pages from one place to another; see `free` for errors."""
@@ -189,7 +201,7 @@ class PageAllocator:
 
     def list_insert(self, batch: Batch) -> None:
         """Puts private pages at the head of the balloon list."""
-        rc = lib.pa_list_insert(self._pa, batch.pfns, batch.count)
+        rc = _list_insert(self._pa, batch.pfns, batch.count)
         if rc:
             self._check(rc, batch, Place.PRIVATE, "listed")
 
@@ -202,8 +214,10 @@ class PageAllocator:
             KernelBug: when the list is empty and nothing is isolated, as
                 balloon_page_dequeue answers with BUG().
         """
-        pfns = ffi.new(_PFNS)
-        got = lib.pa_list_dequeue(self._pa, pfns, min(count, BATCH_MAX))
+        if count > BATCH_MAX:  # noqa: PLR1730 - as in `take`
+            count = BATCH_MAX
+        pfns = _new(_PFNS)
+        got = _list_dequeue(self._pa, pfns, count)
         if got > 0:
             return Batch(pfns, got)
         if got == -errno.ENODATA:
