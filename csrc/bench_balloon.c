@@ -29,6 +29,8 @@
 #define ARRAYS_AT   (2 * RING_BYTES)
 #define ARRAY_BYTES (BENCH_ARRAY * sizeof(uint32_t))
 #define PATIENCE_MS 10000
+#define NUM_PAGES   0u /* in the configuration space */
+#define ACTUAL      4u
 
 struct bench_rig {
 	struct gm *mem;              /* whose pages */
@@ -266,13 +268,13 @@ static int await(int calls)
 }
 
 /* One request as a driver in a kernel makes it: kick if asked, sleep until the interrupt. */
-static int send_sleeping(struct bench_rig *rig, unsigned queue, uint64_t addr, int calls)
+static int send_sleeping(struct bench_rig *rig, unsigned queue, uint32_t bytes, int calls)
 {
 	struct vq_driver *driver = rig->driver[queue];
 	int rc;
 
 	vq_driver_enable_calls(driver);
-	rc = vq_driver_submit(driver, addr, sizeof(uint32_t));
+	rc = vq_driver_submit(driver, rig->arrays, bytes);
 	if (rc < 0)
 		return -EIO;
 	if (rc > 0) {
@@ -290,37 +292,121 @@ static int send_sleeping(struct bench_rig *rig, unsigned queue, uint64_t addr, i
 	return rc == 1 ? 0 : -EIO;
 }
 
-int bench_rig_round_trips(struct bench_rig *rig, uint32_t pfn, unsigned count, int cpu,
-			  struct histogram *each)
-{
-	struct bln_worker *own = NULL;
-	cpu_set_t before;
-	int rc = copy_arrays(rig, &pfn, 1), calls;
+/* A driver that sleeps, and a device thread of its own, on one processor. */
+struct sleeper {
+	struct bln_worker *worker; /* the device's threads */
+	int calls;                 /* see open_calls() */
+	cpu_set_t before;          /* where the calling thread may run otherwise */
+};
 
-	if (rc)
-		return rc;
-	if (pthread_getaffinity_np(pthread_self(), sizeof(before), &before))
+static int lie_down(struct bench_rig *rig, int cpu, struct sleeper *out)
+{
+	int rc;
+
+	if (pthread_getaffinity_np(pthread_self(), sizeof(out->before), &out->before))
 		return -EINVAL;
-	calls = open_calls(rig);
-	if (calls < 0)
-		return calls;
-	/* The device thread inherits the processor of its creator. */
-	bind(pthread_self(), cpu);
+	out->calls = open_calls(rig);
+	if (out->calls < 0)
+		return out->calls;
 	bln_worker_stop(rig->worker);
 	rig->worker = NULL;
-	rc = bln_worker_start(rig->dev, cpu, &own);
-	for (unsigned i = 0; i < count && rc == 0; i++) {
-		const uint64_t started = now_ns();
-
-		rc = send_sleeping(rig, i % 2, rig->arrays, calls);
-		histogram_record(each, now_ns() - started);
+	/* Before the driver is bound: the thread that gives memory back runs where there is room. */
+	rc = bln_worker_start(rig->dev, cpu, &out->worker);
+	if (rc) {
+		close(out->calls);
+		return rc;
 	}
-	bln_worker_stop(own);
-	close(calls);
-	(void)pthread_setaffinity_np(pthread_self(), sizeof(before), &before);
+	bind(pthread_self(), cpu);
+	return 0;
+}
+
+/* Back to what was before; rc, or the error of that. */
+static int get_up(struct bench_rig *rig, struct sleeper *sleeper, int rc)
+{
+	bln_worker_stop(sleeper->worker);
+	close(sleeper->calls);
+	(void)pthread_setaffinity_np(pthread_self(), sizeof(sleeper->before), &sleeper->before);
 	if (rc == 0 && (bln_driver_features(rig->dev) & BLN_F_MUST_TELL_HOST))
 		rc = bln_worker_start(rig->dev, -1, &rig->worker);
 	return rc;
+}
+
+int bench_rig_round_trips(struct bench_rig *rig, uint32_t pfn, unsigned count, int cpu,
+			  struct histogram *each)
+{
+	struct sleeper sleeper;
+	int rc = copy_arrays(rig, &pfn, 1);
+
+	if (rc == 0)
+		rc = lie_down(rig, cpu, &sleeper);
+	if (rc)
+		return rc;
+	for (unsigned i = 0; i < count && rc == 0; i++) {
+		const uint64_t started = now_ns();
+
+		rc = send_sleeping(rig, i % 2, sizeof(pfn), sleeper.calls);
+		histogram_record(each, now_ns() - started);
+	}
+	return get_up(rig, &sleeper, rc);
+}
+
+/* A batch of at most `most` pages, there and back. How many there were, or an error. */
+static int64_t drive_batch(struct bench_rig *rig, struct pa *pa, unsigned queue, uint64_t most,
+			   int calls)
+{
+	uint32_t pfns[BENCH_ARRAY];
+	const size_t n = most < BENCH_ARRAY ? (size_t)most : BENCH_ARRAY;
+	const int64_t got =
+	    queue == 0 ? pa_alloc(pa, pfns, n, PA_PRIVATE) : pa_list_dequeue(pa, pfns, n);
+	int rc;
+
+	if (got <= 0)
+		return -ENOMEM;
+	rc = copy_arrays(rig, pfns, (size_t)got);
+	if (rc == 0)
+		rc = send_sleeping(rig, queue, (uint32_t)((size_t)got * sizeof(*pfns)), calls);
+	if (rc)
+		return rc;
+	rc = queue == 0 ? pa_list_insert(pa, pfns, (size_t)got)
+			: pa_free(pa, pfns, (size_t)got, PA_IN_FLIGHT);
+	return rc ? rc : got;
+}
+
+int bench_rig_drive(struct bench_rig *rig, struct pa *pa, unsigned queue, uint64_t pages, int cpu,
+		    uint64_t *cpu_ns)
+{
+	struct bln_counters before, after;
+	struct sleeper sleeper;
+	uint64_t done = 0;
+	int rc;
+
+	if (queue > 1)
+		return -EINVAL;
+	rc = lie_down(rig, cpu, &sleeper);
+	if (rc)
+		return rc;
+	bln_counters_get(rig->dev, &before);
+	*cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+	while (done < pages && rc == 0) {
+		int64_t moved = bln_config_read32(rig->dev, NUM_PAGES);
+
+		if (moved >= 0)
+			moved = drive_batch(rig, pa, queue, pages - done, sleeper.calls);
+		if (moved < 0) {
+			rc = (int)moved;
+			break;
+		}
+		done += (uint64_t)moved;
+		rc = bln_config_write32(rig->dev, ACTUAL,
+					(uint32_t)(queue == 0 ? done : pages - done));
+	}
+	*cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID) - *cpu_ns;
+	bln_counters_get(rig->dev, &after);
+	if (rc == 0 && after.inflated_pages + after.deflated_pages -
+			       (before.inflated_pages + before.deflated_pages) !=
+			   pages)
+		rc = -EIO;
+	return get_up(rig, &sleeper, rc);
 }
 
 /* ---- as others do it ---------------------------------------------------- */

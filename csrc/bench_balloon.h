@@ -20,6 +20,7 @@
 
 #include "balloon_device.h"
 #include "histogram.h"
+#include "page_allocator.h"
 
 #define BENCH_ARRAY 256u /* PFNs in a request: VIRTIO_BALLOON_ARRAY_PFNS_MAX */
 
@@ -56,6 +57,16 @@ int bench_rig_run(struct bench_rig *rig, unsigned queue, const uint32_t *pfns, s
  */
 int bench_rig_round_trips(struct bench_rig *rig, uint32_t pfn, unsigned count, int cpu,
 			  struct histogram *each);
+
+/*
+ * What a driver in C does where the whole path has one in Python, sleep: until it has had `pages` pages it reads
+ * the target, takes a batch of them from pa (queue 0: free ones; queue 1: listed ones), puts their PFNs into an
+ * array, sends that, sleeps until it is used, lists (frees) the pages, and writes the size. The device gives
+ * memory back meanwhile. *cpu_ns is the processor time of the calling thread, which is the driver; cpu as above.
+ * 0, -ENOMEM if pa has no more pages, -EIO (also if the device did not take them all), -errno.
+ */
+int bench_rig_drive(struct bench_rig *rig, struct pa *pa, unsigned queue, uint64_t pages, int cpu,
+		    uint64_t *cpu_ns);
 
 /* The limit: [addr, addr + bytes) of one region by one system call. 0, -EFAULT, -errno. */
 int bench_in_one(struct gm *mem, uint64_t addr, uint64_t bytes, struct bench_report *out);

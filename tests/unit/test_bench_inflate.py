@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from array import array
 from itertools import pairwise
@@ -21,8 +22,9 @@ from balloonvq.bench.pfn_orders import (
     pack,
     unpack,
 )
-from balloonvq.errors import InvalidArgument
+from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.ffi import lib
+from balloonvq.guest.pages import PageAllocator
 from balloonvq.memory import PAGE_SIZE
 
 MIB = 1 << 20
@@ -100,6 +102,20 @@ def test_the_ways_of_others_make_the_calls_they_would(arena):
         assert arena.in_one(2048).syscalls == 1
 
 
+def test_a_driver_in_c_takes_its_pages_there_and_back(arena):
+    arena.touch()
+    with contextlib.closing(PageAllocator(2048, 0)) as allocator, arena.rig(must_tell_host=True) as rig:
+        there, back = arena.drive(rig, allocator, 2000, None)
+        assert there > 0
+        assert back > 0
+        # All of them again, and as free as they were.
+        arena.drive(rig, allocator, 2048, None)
+        counts = allocator.counts()
+        assert (counts.free, counts.violations) == (2048, 0)
+        with pytest.raises(BalloonError):
+            arena.drive(rig, allocator, 2049, None)
+
+
 def test_recorded_orders_go_through_the_device():
     pfns = order("frag", 4096)
     arena = Arena("memfd", RECORDED_RAM_PAGES)
@@ -122,7 +138,7 @@ def test_every_row_of_inflate_is_measured():
         assert samples["memfd contiguous"].facts["syscalls_per_array"] <= 1.4
         assert samples["memfd contiguous no-tell"].facts["syscalls_per_array"] == 1
         assert 0 < samples["memfd path"].facts["python_share"] < 1
-        assert 0 < samples["memfd path"].facts["request_ns_per_array"] < samples["memfd path"].value * 256
+        assert 0 < samples["memfd path"].facts["c_driver_ns_per_array"] < samples["memfd path"].value * 256
         assert samples["memfd contiguous"].facts["first_touch_ns"] > 0
         # Everything again, over the same memory.
         assert set(inflate.round()) == set(samples)
@@ -150,6 +166,7 @@ def test_every_row_of_deflate_is_measured():
     try:
         samples = deflate.round()
         assert {row.name for row in deflate.rows} == set(samples)
+        assert 0 < samples["path"].facts["c_driver_ns_per_array"] < samples["path"].value * 256
         assert samples["round trip"].histogram.count == 50
         assert samples["device shuffled"].facts["syscalls_per_array"] == 0
     finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,16 +18,13 @@ from balloonvq.bench.measure import Sample
 from balloonvq.errors import InternalError, InvalidArgument
 from balloonvq.features import Feature
 from balloonvq.ffi import CData, check, ffi, lib
-from balloonvq.histogram import Histogram
+from balloonvq.guest.pages import PageAllocator
 from balloonvq.machine import Machine, MachineConfig
 from balloonvq.memory import PAGE_SIZE, GuestMemory, is_private
 
 __all__ = ["EXTRA_BYTES", "Arena", "bare_machine", "chosen", "last_cpu", "memory_name", "sibling"]
 
 INFLATE, DEFLATE = 0, 1
-
-#: How many single requests tell what one costs; enough that the start of a device thread does not count.
-REQUESTS = 2000
 
 #: Guest memory of a whole path beside the bytes that move: rings, arrays, and room to breathe.
 EXTRA_BYTES = 64 << 20
@@ -153,7 +149,7 @@ class Arena:
 
     @contextlib.contextmanager
     def rig(self, *, must_tell_host: bool) -> Iterator[CData]:
-        """A device and its driver in C; for `inflate`, `deflate` and `lib.bench_rig_round_trips`."""
+        """A device and its driver in C; for `inflate`, `deflate`, `drive` and `lib.bench_rig_round_trips`."""
         features = Feature.VERSION_1 | Feature.EVENT_IDX
         if must_tell_host:
             features |= Feature.MUST_TELL_HOST
@@ -177,18 +173,25 @@ class Arena:
         given = ffi.from_buffer("uint32_t[]", pfns)
         return self._take(len(pfns), lambda: lib.bench_rig_run(rig, DEFLATE, given, len(pfns), self._report))
 
-    def request_cpu_ns(self, cpu: int | None) -> float:
-        """Processor time that a driver in C uses for a request: ring, kick, and the sleep on eventfds.
+    def drive(self, rig: CData, allocator: PageAllocator, pages: int, cpu: int | None) -> tuple[float, float]:
+        """Inflates as a driver in C does, and deflates; see `bench_rig_drive`.
 
-        The mean of `REQUESTS` of one page, on the processor that it shares with the device.
+        Args:
+            rig: made with MUST_TELL_HOST.
+            allocator: whose pages those of the arena are; they are free before and after.
+            pages: how many.
+            cpu: the processor that driver and device thread share; None is any.
+
+        Returns the driver's processor time for each array, nanoseconds, on the way in and on the way back.
         """
-        each = Histogram()
-        with self.rig(must_tell_host=True) as rig:
-            started = time.thread_time_ns()
-            rc = lib.bench_rig_round_trips(rig, 0, REQUESTS, -1 if cpu is None else cpu, each.handle)
-            used = time.thread_time_ns() - started
-        check(rc, "send single requests")
-        return used / REQUESTS
+        used = ffi.new("uint64_t *")
+        arrays = -(-pages // lib.BENCH_ARRAY)
+        each = []
+        for queue in (INFLATE, DEFLATE):
+            rc = lib.bench_rig_drive(rig, allocator.handle, queue, pages, -1 if cpu is None else cpu, used)
+            check(rc, "drive a device from C")
+            each.append(used[0] / arrays)
+        return each[0], each[1]
 
     def _gone(self, pages: int, measured: Callable[[], int]) -> Report:
         """Measures, and counts what really left.

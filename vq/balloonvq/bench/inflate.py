@@ -26,8 +26,8 @@ from balloonvq.bench.arena import EXTRA_BYTES, Arena, bare_machine, chosen, memo
 from balloonvq.bench.measure import Against, Definition, Parameter, Row, Sample
 from balloonvq.bench.pfn_orders import ORDERS, RECORDED, RECORDED_PAGES, RECORDED_RAM_PAGES, order
 from balloonvq.errors import InternalError, InvalidArgument
+from balloonvq.guest.pages import PageAllocator
 from balloonvq.host import shared_cpu
-from balloonvq.machine import Machine
 from balloonvq.memory import PAGE_SIZE, is_private
 
 __all__ = ["BENCHMARK", "Inflate"]
@@ -93,6 +93,11 @@ class Inflate:
             self._arenas = {
                 backing: cleanup.enter_context(contextlib.closing(Arena(backing, self.ram_pages)))
                 for backing in self.backings
+            }
+            self._allocators = {
+                backing: cleanup.enter_context(contextlib.closing(PageAllocator(self.ram_pages, 0)))
+                for backing in self.backings
+                if "path" in self.ways
             }
             self._machines = {
                 backing: cleanup.enter_context(bare_machine(size_bytes + EXTRA_BYTES, design, backing))
@@ -168,7 +173,7 @@ class Inflate:
                 sum(limits) / len(limits), {"first_ns": limits[0], "last_ns": limits[-1]}
             )
             if backing in self._machines:
-                samples[f"{kind} path"] = self._path(self._machines[backing], self._arenas[backing])
+                samples[f"{kind} path"] = self._path(backing)
         return samples
 
     def _limit(self, backing: str) -> float:
@@ -196,15 +201,17 @@ class Inflate:
                 facts["first_touch_ns"] = arena.first_touch_ns(pfns)
             return report.sample(**facts)
 
-    def _path(self, machine: Machine, arena: Arena) -> Sample:
+    def _path(self, backing: str) -> Sample:
         """Inflates a machine, over memory that was just written.
 
-        Python's part is what is left when what the device used is taken away, and what a driver in C uses for
-        as many requests on the same processor: the ring, the kick and the sleep cost every driver.
+        Python's part is what is left when two things are taken away: what the device used, and what a driver in C
+        uses that does the same with the same kind of memory on the same processor. It takes pages
+        off a free list, fills arrays, kicks, sleeps, and lists the pages, as any driver must.
 
         Raises:
             InternalError: if the balloon did not get its size, or memory did not leave.
         """
+        machine = self._machines[backing]
         memory = machine.memory
         pages = self.size_bytes // PAGE_SIZE
         # By the guest: pages leave for less on the processor that wrote them, which is that of its tasks.
@@ -228,8 +235,8 @@ class Inflate:
         machine.set_target(0)
         machine.wait()
         arrays = max(1, counters.requests - requests.requests)
-        request_ns = arena.request_cpu_ns(shared_cpu())
-        python = max(0.0, process_cpu - device_cpu - arrays * request_ns)
+        driver_ns = self._driver_ns(backing)
+        python = max(0.0, process_cpu - device_cpu - arrays * driver_ns)
         return Sample(
             elapsed / pages,
             {
@@ -237,9 +244,17 @@ class Inflate:
                 "cpu_ns_per_page": process_cpu / pages,
                 "python_share": python / max(1, process_cpu),
                 "python_ns_per_array": python / arrays,
-                "request_ns_per_array": request_ns,
+                "c_driver_ns_per_array": driver_ns,
             },
         )
+
+    def _driver_ns(self, backing: str) -> float:
+        """Processor time of a driver in C for each array of the same inflate."""
+        arena = self._arenas[backing]
+        arena.touch()
+        with arena.rig(must_tell_host=True) as rig:
+            pages = self.size_bytes // PAGE_SIZE
+            return arena.drive(rig, self._allocators[backing], pages, shared_cpu())[0]
 
 
 def _name(kind: str, name: str, how: str, beside: bool) -> str:

@@ -172,6 +172,11 @@ class PageAllocator:
         check(rc, "make the guest's page allocator")
         self._pa: CData = out[0]
 
+    @property
+    def handle(self) -> CData:
+        """The C allocator, for what uses it from C."""
+        return self._pa
+
     def take(self, count: int, to: Place) -> Batch | None:
         """Takes up to `count` (at most `BATCH_MAX`) free pages; None if there is none."""
         if count > BATCH_MAX:  # noqa: PLR1730 - a call of min takes a tenth of the whole
