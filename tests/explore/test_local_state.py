@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from array import array
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count
 from random import Random
 from threading import Lock
-from types import CodeType, SimpleNamespace
+from types import CodeType, FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -680,6 +680,57 @@ def test_an_error_while_it_is_looked_at_what_has_changed_is_told() -> None:
         unchanged(([], [], (), [], [], [], [], [], [], [], [], []))  # type: ignore[arg-type]
     with pytest.raises(IndexError):
         unchanged(([], []))
+    with pytest.raises(IndexError):
+        unchanged(([], [], [inside], [], [], [], [], [], [], [], [], []))
+
+
+def test_what_is_looked_at_may_let_go_of_everything() -> None:
+    class Clearing:
+        @property
+        def slot(self) -> int:
+            for one in seen:
+                one.clear()
+            return 1
+
+    class Gone(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            for one in seen:
+                one.clear()
+            yield 1
+
+    seen: tuple[list[Any], ...] = ([], [], [], [], [], [], [], ["slot", "slot"], [1, 1], [], [], [])
+    seen[6].extend([Clearing(), Clearing()])
+    with pytest.raises(IndexError):
+        unchanged(seen)
+    seen = ([], [], [], [], [], [], [], [], [], [Gone(), Gone()], [1, 1], [1, 1])
+    with pytest.raises(IndexError):
+        unchanged(seen)
+
+    def stopped(first: object, second: object) -> FrameType:
+        return sys._getframe()
+
+    def let_go(value: object) -> bool:
+        frames.clear()
+        return True
+
+    for over in (), ("first",):
+        frames: list[Any] = []
+        frame = stopped([1], [2])
+        frames += [(frame.f_code, 0, over, tuple(reversed(("second", "first")))), frame]
+        del frame
+        found: list[Any] = []
+        assert add_frames(int, found, {}, let_go, {}, None, let_go, frames)
+        assert found == [0]
+
+
+def test_variables_that_are_not_bound_are_not_made() -> None:
+    variables = defaultdict(list, bound=1)
+    frame: Any = SimpleNamespace(f_locals=variables)
+    found: list[Any] = []
+    point = (None, 0, (), ("bound", "missing"))
+    assert add_frames(Turns, found, {}, found.append, {int: True}, None, bool, [point, frame])
+    assert found == [0, int, 1, None]
+    assert variables == {"bound": 1}
 
 
 def test_an_error_while_frames_are_looked_at_is_told() -> None:

@@ -68,11 +68,19 @@ static answer same_kinds(PyObject *objects, PyObject *kinds)
 	return 1;
 }
 
-/* Not through the class, which may do something else with the names of attributes. */
+/* Not through the class, which may do something else with the names of attributes. A property in
+ * the place of a slot may do anything, though. */
 static answer same_attribute(PyObject *item, PyObject *name, PyObject *before)
 {
-	PyObject *now = PyObject_GenericGetAttr(item, name);
+	PyObject *now;
 
+	if (!item || !name || !before)
+		return -1;
+	Py_INCREF(item);
+	Py_INCREF(name);
+	now = PyObject_GenericGetAttr(item, name);
+	Py_DECREF(name);
+	Py_DECREF(item);
 	return now ? same_and_done(now, before) : -1;
 }
 
@@ -101,11 +109,15 @@ static answer same_slots(PyObject *slotted, PyObject *slots, PyObject *values)
 /* Whether going through `part` gives exactly these items. */
 static answer same_items(PyObject *part, PyObject *content, Py_ssize_t from, Py_ssize_t size)
 {
-	PyObject *items = PyObject_GetIter(part);
 	Py_ssize_t met = 0;
 	bool same = true;
-	PyObject *item;
+	PyObject *items, *item;
 
+	if (!part)
+		return -1;
+	Py_INCREF(part);
+	items = PyObject_GetIter(part);
+	Py_DECREF(part);
 	if (!items)
 		return -1;
 	while (same && (item = PyIter_Next(items))) {
@@ -164,13 +176,14 @@ static PyObject *unchanged(PyObject *module, PyObject *seen)
 		same = same_slots(list[SEEN_SLOTTED], list[SEEN_SLOTS], list[SEEN_VALUES]);
 	if (same == 1)
 		same = same_parts(list[SEEN_PARTS], list[SEEN_SIZES], list[SEEN_CONTENT]);
+	if (!PyErr_Occurred())
+		return PyBool_FromLong(same == 1);
+	if (!PyErr_ExceptionMatches(PyExc_AttributeError) &&
+	    !PyErr_ExceptionMatches(PyExc_ValueError))
+		return NULL;
 	/* An attribute, or what a variable was bound to, is not there any more. */
-	if (same < 0 && (PyErr_ExceptionMatches(PyExc_AttributeError) ||
-			 PyErr_ExceptionMatches(PyExc_ValueError))) {
-		PyErr_Clear();
-		same = 0;
-	}
-	return same < 0 ? NULL : PyBool_FromLong(same);
+	PyErr_Clear();
+	Py_RETURN_FALSE;
 }
 
 /* ---- frames -------------------------------------------------------------- */
@@ -311,8 +324,8 @@ static PyObject *place(PyObject *module, PyObject *const *args, Py_ssize_t count
 
 		Py_DECREF(code);
 		found = key ? PyDict_GetItemWithError(args[1], key) : NULL;
-		Py_XDECREF(key);
 		Py_XINCREF(found);
+		Py_XDECREF(key);
 	}
 	if (!found && !PyErr_Occurred())
 		found = PyObject_CallFunctionObjArgs(args[2], frame, NULL);
@@ -322,12 +335,11 @@ static PyObject *place(PyObject *module, PyObject *const *args, Py_ssize_t count
 
 /* What a walk works with. */
 struct walk {
-	PyObject *kind;  /* its class, which marks what was met before */
-	PyObject *found; /* list */
-	PyObject *met;   /* dict: number of each object, by its id */
-	PyObject *add;   /* add(value) */
-	PyObject *
-	    simple; /* dict: of classes, whether a value (True) or a name (False) tells the object */
+	PyObject *kind;    /* its class, which marks what was met before */
+	PyObject *found;   /* list */
+	PyObject *met;     /* dict: number of each object, by its id */
+	PyObject *add;     /* add(value) */
+	PyObject *simple;  /* dict: of a class, whether a value tells its objects, else a name */
 	PyObject *missing; /* stands for a variable that is not bound */
 };
 
@@ -387,11 +399,18 @@ static int append(const struct walk *walk, PyObject *value)
 	return 0;
 }
 
-/* A new reference to what a variable is bound to, or NULL; with an exception only if that is one. */
+/* A new reference to what a variable is bound to; NULL without an exception where it is not bound. */
 static PyObject *variable(PyObject *variables, PyObject *name)
 {
-	PyObject *value = PyObject_GetItem(variables, name);
+	PyObject *value;
 
+	if (PyDict_Check(variables)) {
+		/* Not PyObject_GetItem(): a class body's may make what is missing. */
+		value = PyDict_GetItemWithError(variables, name);
+		Py_XINCREF(value);
+		return value;
+	}
+	value = PyObject_GetItem(variables, name);
 	if (!value && PyErr_ExceptionMatches(PyExc_KeyError))
 		PyErr_Clear();
 	return value;
@@ -415,7 +434,7 @@ static answer all_distinct(PyObject *distinct, PyObject *variables, PyObject *ov
 		if (so != 1)
 			return so;
 	}
-	return 1;
+	return count < 0 ? -1 : 1;
 }
 
 /* Appends the point of a frame and its variables; 0 if a loop's position cannot be told. */
@@ -431,8 +450,8 @@ static answer append_frame(const struct walk *walk, PyObject *distinct, PyObject
 	if (!over || !names || PyList_Append(walk->found, PyTuple_GetItem(point, POINT_NUMBER)))
 		return -1;
 	count = PyTuple_Size(names);
-	if (count == 0)
-		return 1;
+	if (count <= 0)
+		return count ? -1 : 1;
 	variables = PyObject_GetAttr(frame, f_locals);
 	if (!variables)
 		return -1;
@@ -463,7 +482,6 @@ static PyObject *add_frames(PyObject *module, PyObject *const *args, Py_ssize_t 
 {
 	struct walk walk;
 	PyObject *frames;
-	Py_ssize_t size;
 
 	(void)module;
 	if (count != 8 || !PyList_Check(args[1]) || !PyDict_Check(args[2]) ||
@@ -482,11 +500,15 @@ static PyObject *add_frames(PyObject *module, PyObject *const *args, Py_ssize_t 
 	    .missing = args[5],
 	};
 	frames = args[7];
-	size = PyList_Size(frames);
-	for (Py_ssize_t i = 0; i + 1 < size; i += 2) {
-		const answer so = append_frame(&walk, args[6], PyList_GetItem(frames, i),
-					       PyList_GetItem(frames, i + 1));
+	for (Py_ssize_t i = 0; i + 1 < PyList_Size(frames); i += 2) {
+		PyObject *point = PyList_GetItem(frames, i), *frame = PyList_GetItem(frames, i + 1);
+		answer so;
 
+		Py_INCREF(point);
+		Py_INCREF(frame);
+		so = append_frame(&walk, args[6], point, frame);
+		Py_DECREF(frame);
+		Py_DECREF(point);
 		if (so < 0)
 			return NULL;
 		if (so == 0)
