@@ -13,7 +13,7 @@ import pytest
 
 from balloonvq.driver.designs import find
 from balloonvq.errors import BalloonError, InvalidArgument
-from balloonvq.explore import checkpoint, product
+from balloonvq.explore import _local_state, checkpoint, product
 from balloonvq.explore.automaton import Automaton
 from balloonvq.explore.product import Keeping
 from balloonvq.explore.programs import generate
@@ -135,6 +135,16 @@ def test_the_file_of_a_design_is_part_of_what_is_explored(tmp_path) -> None:
     before = checkpoint.identity(what, own)
     own.write_text("one = 2\n")
     assert len({before, checkpoint.identity(what, own), checkpoint.identity(what)}) == 3
+
+
+def test_what_reads_local_states_in_c_is_part_of_what_is_explored(monkeypatch, tmp_path) -> None:
+    what, other = explored(*CASES[0]), tmp_path / Path(_local_state.__file__).name
+    other.write_bytes(Path(_local_state.__file__).read_bytes())
+    before = checkpoint.identity(what)
+    monkeypatch.setattr(_local_state, "__file__", str(other))
+    assert checkpoint.identity(what) == before
+    other.write_bytes(b"")
+    assert checkpoint.identity(what) != before
 
 
 def edited(file: Path, **members: object) -> None:

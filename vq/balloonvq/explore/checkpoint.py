@@ -3,8 +3,8 @@ r"""A search on disk: what was looked at so far, to go on from.
 The file is one line of JSON, then the states of all layers, each as the same number of bytes, little
 end first. Nothing in it is executed: local states and values are not stored, but the order in which
 they got their numbers, and the code is run in that order again. So a file is of use only with the
-program that wrote it, which is checked three times: by name, by a digest of all sources
-(`identity`), and by what the numbers mean once they are given again.
+program that wrote it, which is checked three times: by name, by a digest of all sources and of what
+reads local states in C (`identity`), and by what the numbers mean once they are given again.
 
 ====================  ==================================================================================
 member of the line    meaning
@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import balloonvq
 from balloonvq.errors import BalloonError, InvalidArgument
+from balloonvq.explore import _local_state
 from balloonvq.explore.search import Layer
 from balloonvq.explore.world import Nondeterminism, Program
 from balloonvq.files import written_whole
@@ -65,7 +66,7 @@ def identity(program: Program, *sources: Path) -> str:
     digest = hashlib.sha256(f"{program.name} {program.bounds} {sorted(program.statistics)}".encode())
     home = Path(balloonvq.__file__).parent
     own = sorted(path for part in _PARTS for path in (home / part).rglob("*.py"))
-    for path in (*own, *sources):
+    for path in (*own, Path(_local_state.__file__ or ""), *sources):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
