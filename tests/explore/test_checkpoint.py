@@ -15,6 +15,7 @@ from balloonvq.driver.designs import find
 from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.explore import _local_state, checkpoint, product
 from balloonvq.explore.automaton import Automaton
+from balloonvq.explore.kernel import Kernel
 from balloonvq.explore.product import Keeping
 from balloonvq.explore.programs import generate
 from balloonvq.explore.scenarios import SCENARIOS, program
@@ -108,6 +109,17 @@ def left(tmp_path) -> Path:
     keeping = Keeping(checkpoint.identity(what), file, None)
     assert product.explore(what, Limits(states=500), keeping=keeping).outcome is Outcome.INCOMPLETE
     return file
+
+
+def test_nothing_is_kept_of_a_search_that_ends_before_it_has_begun(monkeypatch, tmp_path) -> None:
+    def begin(self: Kernel, state: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Kernel, "begin", begin)
+    what, file = explored(*CASES[0]), tmp_path / "search"
+    with pytest.raises(KeyboardInterrupt):
+        product.explore(what, keeping=Keeping(checkpoint.identity(what), file, None))
+    assert not file.exists()
 
 
 def go_on(file: Path, what: Program | None = None, digest: str | None = None):

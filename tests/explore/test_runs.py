@@ -21,7 +21,7 @@ from balloonvq.explore.scenarios import SCENARIOS, program
 from balloonvq.explore.verdict import Outcome
 from balloonvq.explore.world import Nondeterminism, Program, World
 from balloonvq.runtime import Stopped
-from balloonvq.runtime.runs import Fed
+from balloonvq.runtime.runs import Fed, Run
 
 Build = Callable[[Any], None]
 
@@ -477,6 +477,53 @@ def test_a_mutex_that_a_closed_run_held_is_no_other_runs() -> None:
         rt.spawn("T", "", tries)
 
     same("held", build)
+
+
+# -- Ctrl-C at the worst time ---------------------------------------------------------------------
+
+
+def _one_word(rt: Any) -> None:
+    word = rt.shared("word")
+    rt.spawn("A", "", lambda: word.add(1))
+
+
+def test_a_run_that_has_ended_is_not_unwound_if_ctrl_c_comes_as_it_does() -> None:
+    class Interrupted:
+        dead = False
+
+        def __init__(self, running: Any) -> None:
+            self._running = running
+            self.throw = running.throw
+
+        def switch(self) -> None:
+            self._running.switch()
+            raise KeyboardInterrupt
+
+    run = Run(Fed(World(Program("one word", _one_word))), 0)
+    running: Any = run._running
+    run._running = Interrupted(running)
+    with pytest.raises(KeyboardInterrupt):
+        run.feed(0)
+    assert run.finished
+    run._running = running
+    run.close()
+    same("after Ctrl-C", _one_word)
+
+
+def test_no_run_goes_on_in_what_ctrl_c_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    lives = Fed.live
+
+    def live(self: Fed, actor: Any) -> Any:
+        lives(self, actor)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fed, "live", live)
+        run = Run(Fed(World(Program("one word", _one_word))), 0)
+        with pytest.raises(KeyboardInterrupt):
+            run.feed(0)
+        run.close()
+    same("after Ctrl-C", _one_word)
 
 
 # -- how many objects there are ------------------------------------------------------------------

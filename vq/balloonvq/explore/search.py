@@ -160,7 +160,7 @@ class Search:
 
     def save(self) -> None:
         """Has what was looked at so far written down."""
-        if self.on_save is not None:
+        if self.on_save is not None and self.layers:
             self.on_save(self)
             self.saved = time.monotonic()
 

@@ -780,5 +780,6 @@ def take_greenlet() -> greenlet:
 
 
 def give_back(used: greenlet) -> None:
-    """Puts a greenlet whose job has ended into the pool."""
-    _pool.free.append(used)
+    """Puts a greenlet whose job has ended into the pool, unless Ctrl-C has ended the greenlet as well."""
+    if not used.dead:
+        _pool.free.append(used)

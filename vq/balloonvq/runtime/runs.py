@@ -232,7 +232,7 @@ class Run:
         running, self._running = self._running, None
         if running is None:
             return
-        if not self.finished:
+        if not (self.finished or running.dead):
             self._enter()
             self.runtime.unwind(running)
         give_back(running)
@@ -255,12 +255,15 @@ class Run:
     def _go_on(self, *job: Callable[[], greenlet]) -> None:
         self._enter()
         self.told = False
-        cast("greenlet", self._running).switch(*job)
         actor = self.actor
-        self._pending = actor.pending
-        self._stack_bytes = actor.stack_bytes
-        self.finished = actor.finished
-        self.error = actor.error
+        try:
+            cast("greenlet", self._running).switch(*job)
+        finally:
+            # Ctrl-C may come just when the actor is back.
+            self._pending = actor.pending
+            self._stack_bytes = actor.stack_bytes
+            self.finished = actor.finished
+            self.error = actor.error
         failure = self.runtime.failed()
         if failure is not None:
             self.close()
