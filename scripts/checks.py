@@ -81,7 +81,7 @@ def c_files() -> list[Path]:
 
 
 def format_c(log: Log) -> Result:
-    """clang-format over csrc."""
+    """clang-format over all C."""
     return single(log, "clang-format", "--dry-run", "-Werror", *c_files())
 
 
