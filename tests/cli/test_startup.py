@@ -146,7 +146,7 @@ def test_a_command_without_configuration_reads_no_toml() -> None:
     ("module", "users"),
     [
         ("prompt_toolkit", {"balloonctl/shell.py", "balloonctl/commands/watch.py"}),
-        ("greenlet", {"balloonvq/runtime/controlled.py"}),
+        ("greenlet", {f"balloonvq/runtime/{name}.py" for name in ("controlled", "execution", "runs")}),
         ("asyncio", set()),
     ],
 )
