@@ -9,7 +9,9 @@ from itertools import pairwise
 
 import pytest
 
-from balloonvq.bench.arena import Arena, sibling
+from balloonvq.bench import deflate, inflate
+from balloonvq.bench import oom as bench_oom
+from balloonvq.bench.arena import EXTRA_BYTES, Arena, sibling
 from balloonvq.bench.deflate import Deflate
 from balloonvq.bench.inflate import Inflate
 from balloonvq.bench.measure import Plan, measure
@@ -22,7 +24,7 @@ from balloonvq.bench.pfn_orders import (
     pack,
     unpack,
 )
-from balloonvq.errors import BalloonError, InvalidArgument
+from balloonvq.errors import BalloonError, InvalidArgument, NotEnoughMemory
 from balloonvq.ffi import lib
 from balloonvq.guest.pages import PageAllocator
 from balloonvq.memory import PAGE_SIZE
@@ -206,3 +208,55 @@ def test_the_runner_takes_both():
     assert {"memfd limit", "memfd contiguous", "memfd path"} <= {row.name for row in result.rows}
     result = measure(DEFLATE, small | {"orders": "contiguous", "requests": 10}, Plan(runs=1, warmup=0))
     assert "round trip" in {row.name for row in result.rows}
+
+
+# ---- what the host has no memory for ----------------------------------------------
+
+
+class Touched(Exception):
+    """Something was computed or allocated."""
+
+
+def touch(*_given: object, **_named: object) -> None:
+    raise Touched
+
+
+@pytest.fixture
+def small_host(monkeypatch):
+    """A host of 8 GiB; whatever asks for memory or computes an order raises `Touched`."""
+    monkeypatch.setattr("balloonvq.host.available_bytes", lambda: 8 << 30)
+    for module in (inflate, deflate):
+        monkeypatch.setattr(module, "order", touch)
+        monkeypatch.setattr(module, "Arena", touch)
+    for module in (inflate, deflate, bench_oom):
+        monkeypatch.setattr(module, "bare_machine", touch)
+
+
+SETUPS = {
+    "inflate": lambda size: Inflate(size, "memfd", "all", "device,naive,path", True, "reference"),
+    "inflate, no recorded order": lambda size: Inflate(
+        size, "memfd", "contiguous", "path", False, "reference"
+    ),
+    "deflate": lambda size: Deflate(size, "memfd", "contiguous,frag", 100, "reference"),
+    "oom": lambda size: bench_oom.Oom(size, 2 * MIB, 4, "all"),
+}
+
+
+@pytest.mark.usefixtures("small_host")
+@pytest.mark.parametrize("name", SETUPS)
+def test_a_size_that_the_host_has_not_is_refused_before_anything_is_done(name):
+    for size in (999 << 30, 100 << 30, 8 << 30):
+        with pytest.raises(NotEnoughMemory) as caught:
+            SETUPS[name](size)
+        # What the hint names is accepted, and goes on to take memory.
+        words = caught.value.hint.split()
+        assert words[0] == "--size"
+        with pytest.raises(Touched):
+            SETUPS[name](int(words[1].rstrip("M,")) // 64 * 64 * MIB)
+
+
+@pytest.mark.usefixtures("small_host")
+def test_an_inflate_may_have_nearly_all_memory_where_no_row_leaves_any():
+    assert EXTRA_BYTES < 512 * MIB
+    with pytest.raises(Touched):
+        SETUPS["inflate, no recorded order"](7 << 30)

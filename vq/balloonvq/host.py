@@ -9,9 +9,10 @@ import re
 import subprocess
 from pathlib import Path
 
-from balloonvq.errors import InternalError
+from balloonvq.errors import InternalError, NotEnoughMemory
+from balloonvq.units import size as human
 
-__all__ = ["available_bytes", "facts", "shared_cpu"]
+__all__ = ["available_bytes", "check_available", "facts", "shared_cpu"]
 
 
 def available_bytes() -> int:
@@ -23,6 +24,28 @@ def available_bytes() -> int:
         used = int((group / "memory.current").read_text())
         available = min(available, max(0, limit - used))
     return available
+
+
+def check_available(needed_bytes: int, what: str, option: str, size_bytes: int) -> None:
+    """Refuses what the host has no memory for, before any of it is taken.
+
+    Args:
+        needed_bytes: all that may be resident at the same time.
+        what: what it is for, as in "cannot back WHAT".
+        option: the option that decides how much that is; the hint names it.
+        size_bytes: what the option says now.
+
+    Raises:
+        NotEnoughMemory: if less is available.
+    """
+    available = available_bytes()
+    if needed_bytes > available:
+        smaller = size_bytes * (available * 3 // 4) // needed_bytes
+        raise NotEnoughMemory(
+            f"the host cannot back {what}",
+            why=f"{human(available)} are available",
+            hint=f"{option} {max(1, smaller >> 20)}M, or end something that uses memory",
+        )
 
 
 def _meminfo(name: str) -> int:

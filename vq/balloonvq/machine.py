@@ -48,7 +48,6 @@ from balloonvq.errors import (
     InternalError,
     InvalidArgument,
     MachineStopped,
-    NotEnoughMemory,
     RuleBroken,
 )
 from balloonvq.guest.compaction import compact
@@ -56,7 +55,7 @@ from balloonvq.guest.hog import MemoryHog
 from balloonvq.guest.kernel import Kernel
 from balloonvq.guest.pages import PageAllocator
 from balloonvq.guest.tasks import UserTask
-from balloonvq.host import available_bytes, shared_cpu
+from balloonvq.host import check_available, shared_cpu
 from balloonvq.machine_base import EVENT_INTERVAL, Ended, MachineBase, negative_interval
 from balloonvq.memory import PAGE_SIZE, GuestMemory, is_private
 from balloonvq.queue import ring_layout
@@ -273,13 +272,7 @@ class Machine(MachineBase):
                 why="it is private to the process, and no file",
                 hint="--discard dontneed",
             )
-        available = available_bytes()
-        if ram > available:
-            raise NotEnoughMemory(
-                f"the host cannot back a guest of {human(ram)}",
-                why=f"{human(available)} are available",
-                hint=f"--ram {max(1, available * 3 // 4 >> 20)}M, or end something that uses memory",
-            )
+        check_available(ram, f"a guest of {human(ram)}", "--ram", ram)
 
     def _touch(self, on_progress: Callable[[int, int], None] | None) -> None:
         """Makes guest memory resident, as a guest does that has used it."""

@@ -22,8 +22,9 @@ from balloonvq.errors import InternalError, InvalidArgument
 from balloonvq.ffi import CData, check, ffi, lib
 from balloonvq.guest.pages import PageAllocator
 from balloonvq.histogram import Histogram
-from balloonvq.host import shared_cpu
+from balloonvq.host import check_available, shared_cpu
 from balloonvq.memory import PAGE_SIZE
+from balloonvq.units import size as human
 
 __all__ = ["BENCHMARK", "Deflate"]
 
@@ -43,6 +44,7 @@ class Deflate:
 
     Raises:
         InvalidArgument: if the size is not whole pages, or a list has what there is not.
+        NotEnoughMemory: if the host has less than that.
     """
 
     def __init__(self, size_bytes: int, memory: str, orders: str, requests: int, design: str) -> None:
@@ -52,6 +54,8 @@ class Deflate:
         self.pages = size_bytes // PAGE_SIZE
         names = chosen(orders, ORDERS, "--orders")
         ram = max(self.pages, RECORDED_RAM_PAGES if set(names) & set(RECORDED) else 0)
+        needed = max(ram * PAGE_SIZE, size_bytes + EXTRA_BYTES)  # the machine's memory is never written
+        check_available(needed, f"a deflate of {human(size_bytes)}", "--size", size_bytes)
         self.pfns: dict[str, array[int]] = {
             name: order(name, ram if name == "shuffled" else self.pages) for name in names
         }

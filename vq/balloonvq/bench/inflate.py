@@ -27,8 +27,9 @@ from balloonvq.bench.measure import Against, Definition, Parameter, Row, Sample
 from balloonvq.bench.pfn_orders import ORDERS, RECORDED, RECORDED_PAGES, RECORDED_RAM_PAGES, order
 from balloonvq.errors import InternalError, InvalidArgument
 from balloonvq.guest.pages import PageAllocator
-from balloonvq.host import shared_cpu
+from balloonvq.host import check_available, shared_cpu
 from balloonvq.memory import PAGE_SIZE, is_private
+from balloonvq.units import size as human
 
 __all__ = ["BENCHMARK", "Inflate"]
 
@@ -61,6 +62,7 @@ class Inflate:
 
     Raises:
         InvalidArgument: if the size is not whole pages, or a list has what there is not.
+        NotEnoughMemory: if the host has less than all rows need.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Inflate:
         self.ram_pages = max(ram, pages)
         #: What the limit takes: no more than the shortest order.
         self.limit_pages = min([pages, *(RECORDED_PAGES for name in self.names if name in RECORDED)])
+        self._check_room(size_bytes)
         self.pfns = {
             name: order(name, self.ram_pages if name == "shuffled" else pages) for name in self.names
         }
@@ -105,6 +108,13 @@ class Inflate:
                 if "path" in self.ways
             }
             self._cleanup = cleanup.pop_all()
+
+    def _check_room(self, size_bytes: int) -> None:
+        """Refuses what the host has no memory for, before the orders are computed."""
+        touched = self.ram_pages * PAGE_SIZE
+        if "path" in self.ways:  # the machine's memory is written while the arena has what the limit left
+            touched = max(touched, touched - self.limit_pages * PAGE_SIZE + size_bytes + EXTRA_BYTES)
+        check_available(touched, f"an inflate of {human(size_bytes)}", "--size", size_bytes)
 
     def close(self) -> None:
         """Gives all memory back."""

@@ -26,8 +26,10 @@ from balloonvq.errors import BalloonError, InvalidArgument
 from balloonvq.guest.kernel import OomWait
 from balloonvq.guest.tasks import TaskKilled, UserTask
 from balloonvq.histogram import Histogram
+from balloonvq.host import check_available
 from balloonvq.machine import Machine
 from balloonvq.memory import PAGE_SIZE
+from balloonvq.units import size as human
 
 __all__ = ["BENCHMARK", "Oom"]
 
@@ -74,6 +76,7 @@ class Oom:
 
     Raises:
         InvalidArgument: if the sizes do not fit each other, or there is no such design.
+        NotEnoughMemory: if the host has less than the machines of all designs need.
     """
 
     def __init__(self, size_bytes: int, demand_bytes: int, events: int, design: str) -> None:
@@ -84,6 +87,9 @@ class Oom:
                 why=f"both are multiples of {whole}, and the balloon is the larger",
                 hint="--size 64M --demand 2M",
             )
+        designs = tuple(DESIGNS) if design == "all" else (design,)
+        needed = len(designs) * (size_bytes + EXTRA_BYTES)  # the programs write all of it
+        check_available(needed, f"balloons of {human(size_bytes)}", "--size", size_bytes)
         self.pages = size_bytes // PAGE_SIZE
         self.demand = demand_bytes // PAGE_SIZE
         self.events = events
@@ -91,7 +97,7 @@ class Oom:
         rows = []
         notes = []
         with contextlib.ExitStack() as stack:
-            for name in DESIGNS if design == "all" else (design,):
+            for name in designs:
                 machine = stack.enter_context(bare_machine(size_bytes + EXTRA_BYTES, name))
                 self._scenes.append(_Scene(name, machine, filling=False))
                 rows.append(Row(name, "failed allocation to its first page; the size worker rests"))
