@@ -42,7 +42,7 @@ def run(command: str) -> str:
     if done.returncode:
         raise SystemExit(f"error: {command} ended with exit code {done.returncode}\n{done.stdout}")
     lines = [line.rstrip() for line in done.stdout.strip("\n").splitlines()]
-    text = re.sub(r"\d[\d.]* (?:[nµm]?s|min)(?= |\)|$)", "…", "\n".join(lines))
+    text = re.sub(r"(?m)\d[\d.]* (?:[nµm]?s|min)(?= |\)|$)", "…", "\n".join(lines))
     return f"$ {command}\n{text}\n"
 
 
