@@ -81,6 +81,41 @@ CROWDED = Timeline(
     loop=None,
 )
 
+PAGES = Timeline(
+    actors=(("W", "size worker"), ("HI", "host, inflate queue")),
+    lines=(
+        line(
+            1,
+            0,
+            "take(pages, PRIVATE)",
+            "kernel.py:149",
+            change=Change("pages", "0 listed (host), 1 free, 2 free", "0 listed (host), 1 private, 2 free"),
+        ),
+        line(
+            2,
+            1,
+            "inflate(pages, (1, 2))",
+            change=Change(
+                "pages",
+                "0 isolated (host), 1 private, 2 in_flight",
+                "0 isolated (host), 1 private (host), 2 in_flight (host)",
+            ),
+        ),
+        line(
+            3,
+            0,
+            "isolate(pages)",
+            "split.py:60",
+            change=Change("pages", "0 listed (host), 1 listed (host)", "0 isolated (host), 1 listed (host)"),
+        ),
+    ),
+    ends=(
+        End(0, "KernelBug: BUG()", "", "split.py:61", ()),
+        End(1, "can go on", "pop(inflate queue)", "", ()),
+    ),
+    loop=None,
+)
+
 LIVELOCK = Timeline(
     actors=(("W", "size worker"), ("O", "OOM caller")),
     lines=(

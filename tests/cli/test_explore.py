@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result as Ran
-from explored import CALM, CROWD, CROWDED, DEADLOCK, LIVELOCK, OOM, broken, proved, unfinished
+from explored import CALM, CROWD, CROWDED, DEADLOCK, LIVELOCK, OOM, PAGES, broken, proved, unfinished
 from rich.console import Console
 from test_render import draw
 
@@ -50,6 +50,21 @@ def test_four_actors(width: int, snapshot: Any) -> None:
 def test_a_livelock(width: int, snapshot: Any) -> None:
     result = broken(timeline=LIVELOCK, kind=Kind.LIVELOCK, what="W and O go round")
     assert draw(render_explore(document(result)), width) == snapshot
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_regression_the_page_that_moved_is_named_in_full(width: int) -> None:
+    text = draw(render_explore(document(broken(timeline=PAGES, kind=Kind.ERROR, what="W: KernelBug"))), width)
+    words = " ".join(re.sub(r"\w+\.py:\d+|[│┌└]", " ", text).split())
+    assert "page 1: free -> private" in words
+    assert "page 1: private -> private (host), page 2: in_flight -> in_flight (host)" in words
+    assert "page 0: listed (host) -> isolated (host)" in words
+    assert "…" not in text
+
+
+def test_regression_the_page_that_moved_is_named_on_the_page() -> None:
+    html = explore_page(document(broken(timeline=PAGES, kind=Kind.ERROR, what="W: KernelBug")), "")
+    assert escape("page 0: listed (host) -> isolated (host)") in html
 
 
 def test_a_schedule_with_fewer_preemptions_is_named_beside_the_shortest() -> None:
@@ -110,7 +125,7 @@ def test_every_kind_has_a_name_and_a_letter(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("width", range(30, 200, 7))
-@pytest.mark.parametrize("timeline", [DEADLOCK, CROWDED, LIVELOCK])
+@pytest.mark.parametrize("timeline", [DEADLOCK, CROWDED, LIVELOCK, PAGES])
 def test_no_width_loses_a_step_or_a_line_number(width: int, timeline: Any) -> None:
     text = draw(render_explore(document(broken(timeline=timeline))), width)
     for line in timeline.lines:

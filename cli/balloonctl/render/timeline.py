@@ -105,8 +105,22 @@ def _apart(before: str, after: str) -> tuple[str, str]:
     return _cut(before, _VALUE), _cut(after, _VALUE)
 
 
+def _places(value: str) -> dict[str, str]:
+    """Where each page is, from "0 listed (host), 1 free"; empty if the value is no such thing."""
+    found = [re.fullmatch(r"(\d+) ([a-z_]+(?: \(host\))?)", words) for words in value.split(", ")]
+    return {page[1]: page[2] for page in found if page} if all(found) else {}
+
+
 def _change(change: Mapping[str, Any]) -> str:
-    before, after = _apart(_plain(change["before"]), _plain(change["after"]))
+    """What a step changed; of all pages those that moved, one by one."""
+    before, after = _plain(change["before"]), _plain(change["after"])
+    was, now = _places(before), _places(after)
+    moved = [
+        f"page {page}: {was[page]} -> {now[page]}" for page in now if was.get(page, now[page]) != now[page]
+    ]
+    if moved:
+        return ", ".join(moved)
+    before, after = _apart(before, after)
     return f"{change['name']} {before} -> {after}"
 
 
@@ -353,6 +367,8 @@ class _Timeline:
         elif row.extra and row.text and words.endswith(row.extra):
             line.append(words[: -len(row.extra)])
             line.append(row.extra, "yellow")
+        elif words and words.strip() in row.extra:
+            line.append(words, "yellow")
         else:
             line.append(
                 words,
