@@ -7,6 +7,7 @@ import faulthandler
 import inspect
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -152,6 +153,37 @@ def test_a_thread_that_is_no_task_may_not_lock(rig: Rig) -> None:
     with rig.adopted("main", "main"):
         assert mutex.trylock()
         mutex.unlock()
+
+
+def test_a_task_holds_its_mutexes_in_the_order_in_which_it_took_them(rig: Rig) -> None:
+    first, second, third = (rig.mutex(name) for name in "abc")
+    with rig.adopted("main", "test") as task:
+        first.lock()
+        second.lock()
+        third.lock()
+        assert task.held == [first, second, third]
+        second.unlock()
+        assert task.held == [first, third]
+        assert second.trylock()
+        assert task.held == [first, third, second]
+        for mutex in (first, second, third):
+            mutex.unlock()
+        assert task.held == []
+
+
+def test_a_mutex_keeps_nothing_of_who_had_it(rig: Rig) -> None:
+    mutex = rig.mutex("m")
+
+    def turn() -> None:
+        with mutex:
+            pass
+
+    with rig.adopted("main", "test") as task:
+        turn()
+        before = [sys.getrefcount(thing) for thing in (task, turn.__code__, mutex)]
+        for _ in range(1000):
+            turn()
+        assert [sys.getrefcount(thing) for thing in (task, turn.__code__, mutex)] == before
 
 
 def test_a_mutex_is_released_by_an_error_in_its_block(rig: Rig) -> None:

@@ -39,6 +39,7 @@ from typing import TypeVar
 from balloonvq.counters import DeadlockTask, HeldLock
 from balloonvq.errors import InternalError
 from balloonvq.runtime import Stopped, WaitQueue
+from balloonvq.runtime._mutex import Mutex
 from balloonvq.runtime.frames import current_frames
 
 __all__ = [
@@ -151,28 +152,21 @@ def _stack(frame: FrameType | None, below: Collection[str] = ()) -> tuple[str, .
     return tuple(reversed(lines))
 
 
-class ThreadMutex:
+class ThreadMutex(Mutex):
     """A mutex whose owner and waiters are known, with hand-over to the longest waiter.
 
-    Taking a free mutex and releasing one that nobody waits for touch only
-    `_free`, a list with one token while nobody has it. Popping and appending are atomic,
-    and cost a fifth of a raw lock's methods, which parse keywords. Everything else happens
-    under the runtime's guard. A waiter lists itself first and then tries once more; an
+    Taking a free mutex and releasing one that nobody waits for is done in C (mutex.c), and atomic. Everything
+    else happens under the runtime's guard. A waiter lists itself first and then tries once more; an
     unlocker releases first and then looks for waiters: one of the two always
     sees the other.
     """
 
-    __slots__ = ("_code", "_current", "_free", "_lasti", "_owner", "_runtime", "_waiters", "name")
+    __slots__ = ("_runtime", "name")
 
     def __init__(self, runtime: ThreadRuntime, name: str) -> None:
+        super().__init__(runtime._task.get, deque())
         self.name = name
         self._runtime = runtime
-        self._current = runtime._task.get
-        self._free: list[None] = [None]
-        self._owner: ThreadTask | None = None
-        self._waiters: deque[ThreadTask] = deque()
-        self._code: CodeType | None = None
-        self._lasti = 0
 
     @property
     def owner(self) -> ThreadTask | None:
@@ -186,44 +180,12 @@ class ThreadMutex:
     def held_by_me(self) -> bool:
         return self._owner is self._runtime.current()
 
-    def _own(self, task: ThreadTask, frame: FrameType) -> None:
-        self._owner = task
-        self._code = frame.f_code
-        self._lasti = frame.f_lasti
-        task.held.append(self)
-
-    def _take(self) -> bool:
-        """Takes the token, if it is there."""
-        try:
-            self._free.pop()
-        except IndexError:
-            return False
-        return True
-
     def trylock(self) -> bool:
         task = self._runtime.current()
         if not self._take():
             return False
         self._own(task, sys._getframe(1))
         return True
-
-    def lock(self) -> None:
-        frame = sys._getframe(1)
-        task = self._current() or self._runtime.current()
-        # As `_take` and `_own`, without the calls: free mutexes are taken for every request.
-        try:
-            self._free.pop()
-        except IndexError:
-            pass
-        else:
-            self._owner = task
-            self._code = frame.f_code
-            self._lasti = frame.f_lasti
-            task.held.append(self)
-            return
-        self._lock_slow(task, frame)
-
-    __enter__ = lock
 
     def _lock_slow(self, task: ThreadTask, frame: FrameType) -> None:
         runtime = self._runtime
@@ -270,17 +232,11 @@ class ThreadMutex:
             owner = owner.waiting_for._owner
         return circle if owner is task else []
 
-    def unlock(self, *_: object) -> None:
-        task = self._current() or self._runtime.current()
-        if self._owner is not task:
-            raise InternalError(f"{task.name} unlocks {self.name}, which it does not hold")
-        task.held.remove(self)
-        self._owner = None
-        self._free.append(None)
-        if self._waiters:
-            self._hand_over()
+    def _no_task(self) -> ThreadTask:
+        return self._runtime.current()
 
-    __exit__ = unlock
+    def _not_mine(self, task: ThreadTask) -> None:
+        raise InternalError(f"{task.name} unlocks {self.name}, which it does not hold")
 
     def _hand_over(self) -> None:
         """Gives the free mutex to the longest waiter, unless somebody was quicker."""
