@@ -354,6 +354,38 @@ def test_a_comparison_on_a_terminal(snapshot: SnapshotAssertion) -> None:
     assert console.export_text() == snapshot
 
 
+@pytest.mark.parametrize("width", [120, 80, 60, 40])
+def test_ratio_and_verdict_of_a_comparison_are_whole_on_every_terminal(width: int) -> None:
+    document = to_document(comparing.compare(report(), report(1.2), fail_above=0.05))
+    for row, name in zip(document["rows"], LONG_ROWS, strict=False):
+        row |= {"row": name, "unit": "ns", "per": "page"}
+    console = Console(width=width, color_system=None, record=True, file=io.StringIO(), highlight=False)
+    console.print(render_comparison(document))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert ("old/page" in text) == (width >= 80)
+    assert ("a wider terminal shows old, new" in text) == (width < 80)
+    lines = [line.rstrip() for line in text.splitlines() if line.startswith("memfd")]
+    assert len(lines) == len(LONG_ROWS)
+    for line, row in zip(lines, document["rows"], strict=False):
+        assert f" {row['ratio']:.3f} " in line
+        assert line.endswith((" machine slower", " \u2717 slower", " same"))
+        assert (f" {row['low']:.2f} \u2026 {row['high']:.2f} " in line) == (width > 40)
+        assert "\u2026" not in line.replace(" \u2026 ", "")
+    whole = " ".join(text.split())
+    assert all(name in whole for name in LONG_ROWS) == (width > 60)
+
+
+#: Of bench inflate.
+LONG_ROWS = (
+    "memfd limit",
+    "memfd contiguous",
+    "memfd shuffled firecracker",
+    "memfd shuffled qemu sibling",
+    "memfd path",
+)
+
+
 # ---- compare -----------------------------------------------------------------
 
 

@@ -26,6 +26,9 @@ __all__ = [
 #: Columns of a terminal from which everything fits.
 WIDE_FROM = 110
 
+#: Cells that the name of a compared row has at least before the error is left out.
+_NAME_WIDTH = 20
+
 #: Cells of the longest bar.
 BAR_WIDTH = 24
 
@@ -294,6 +297,53 @@ def _change(row: Mapping[str, Any]) -> Text:
     return Text("machine " * row["limit"] + row["verdict"], style=style)
 
 
+class _Compared:
+    """The rows of a comparison.
+
+    Where there is no room, old and new go first; then the rows' names wrap, and then the error goes. Ratio and
+    verdict are whole on every terminal.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        names = ("old", "new", "error")
+        wraps = max(0, max(len(row["row"]) for row in self._rows) - _NAME_WIDTH)
+        for left_out, tight, spare in ((0, False, 0), (0, True, 0), (2, True, wraps), (3, True, wraps)):
+            table = self._table(names[left_out:], tight=tight)
+            needed = console.measure(table, options=options.update(max_width=10_000)).maximum
+            if needed - spare <= options.max_width:
+                break
+        yield table
+        if left_out:
+            what = ", ".join(names[:left_out])
+            yield Text(f"a wider terminal shows {what}; --output json has them", style="dim")
+
+    def _table(self, columns: Sequence[str], *, tight: bool) -> Table:
+        """With some of old, new and error; `tight`: one space between columns."""
+        # What all figures are for stands once, in the head; in times another row it is part of the figure.
+        units = {"" if row["unit"] == "x" else row["per"] for row in self._rows}
+        common = units.pop() if len(units) == 1 else ""
+        figures = [name for name in columns if name != "error"]
+        heads = [f"{name}/{common}" if common else name for name in figures]
+        table = _table("row", *heads, "ratio ", *["error"] * ("error" in columns), "")
+        table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
+        if tight:
+            table.padding = (0, 0, 0, 0)
+        for row in self._rows:
+            shown = {**row, "per": ""} if common else row
+            error = Text(f"{row['low']:.2f} … {row['high']:.2f}", style="dim")
+            table.add_row(
+                row["row"],
+                *(figure(row[name], shown) for name in figures),
+                Text(f"{row['ratio']:.3f}", style="bold"),
+                *[error] * ("error" in columns),
+                _change(row),
+            )
+        return table
+
+
 def render_comparison(document: Mapping[str, Any]) -> RenderableType:
     """A table a benchmark, and the verdict."""
     parts: list[RenderableType] = [
@@ -304,17 +354,8 @@ def render_comparison(document: Mapping[str, Any]) -> RenderableType:
     for row in document["rows"]:
         groups.setdefault((row["benchmark"], parameters(row)), []).append(row)
     for (benchmark, words), rows in groups.items():
-        table = _table("row", "old", "new", "ratio ", "error", "")
-        for row in rows:
-            table.add_row(
-                row["row"],
-                figure(row["old"], row),
-                figure(row["new"], row),
-                Text(f"{row['ratio']:.3f}", style="bold"),
-                Text(f"{row['low']:.2f} … {row['high']:.2f}", style="dim"),
-                _change(row),
-            )
-        parts += [Text.assemble((benchmark, "bold cyan"), f"  {words}"), Text(), table, Text()]
+        heading = Text.assemble((benchmark, "bold cyan"), f"  {words}")
+        parts += [heading, Text(), _Compared(rows), Text()]
     parts += [Text(words, style="dim") for words in document["left_out"]]
     parts += [
         Text(f"{one['name'].replace('_', ' ')}: {one['old']} → {one['new']}", style="yellow")
