@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -398,13 +399,44 @@ def test_a_scenario_of_ones_own(call: Callable[..., Ran], home: Path) -> None:
     (home / "own.py").write_text(MINE_TOO)
     result = call("explore", "modern", "--scenario", "own.py:MINE")
     assert result.exit_code == 0
-    assert re.search(r"PROVED +mine", result.stdout)
+    assert re.search(r"PROVED +own\.py:MINE", result.stdout)
     assert "compaction moves" in call("explore", "--list", "--scenario", "own.py:MINE").stdout
     found = json.loads(call("explore", "coarse", "--scenario", "own.py:DEAD", "--json").stdout)
     text = found["results"][0]["replay"]
     again = call("replay", text, "--scenario", "own.py:DEAD", "--json")
-    assert json.loads(again.stdout)["scenario"] == "dead"
+    assert json.loads(again.stdout)["scenario"] == "own.py:DEAD"
     assert call("replay", text).exit_code == 2
+
+
+SAME_NAME = """
+from balloonvq.explore.scenarios import Scenario
+
+MINE = Scenario("two-ooms", "a worker and no OOM", ("W", "O"), listed=1, target=2, flags=frozenset({"nofs", "fs lock"}))
+"""
+
+
+def test_regression_a_bug_in_a_scenario_of_ones_own_is_shown_by_the_command_that_is_printed(
+    call: Callable[..., Ran], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (home / "a folder").mkdir()
+    (home / "a folder/own.py").write_text(SAME_NAME)
+    (home / "mine.py").write_text(MINE)
+    name = "a folder/own.py:MINE"
+    arguments = ["explore", "mine.py:Mine", "--scenario", name, "--confirm", "0"]
+    shown = call(*arguments, "--html", "page.html")
+    command, _ = re.findall(r"balloonctl (replay bx1\S+ --design .*)$", shown.stdout, re.MULTILINE)
+    again = call(*shlex.split(command), "--json")
+    assert again.exit_code == 0
+    assert json.loads(again.stdout)["scenario"] == name
+    assert f"mine.py:Mine / {name}" in shown.stdout
+    assert f"mine.py:Mine / {name}" in call(*shlex.split(command)).stdout
+    page = unescape((home / "page.html").read_text())
+    assert f"<code>balloonctl {command}</code>" in page
+    assert f"mine.py:Mine / {name}</h2>" in page
+    found = json.loads(call(*arguments, "--json").stdout)["results"][0]
+    assert found["scenario"] == name
+    assert found["replay"] in command
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def _row(design: str, given: dict[str, str], result: Result) -> dict[str, Any]:
         "design": design,
         "set": given,
         "options": dict(result.options),
-        "scenario": result.scenario.name,
+        "scenario": result.scenario.reference,
         "verdict": verdict.outcome.value,
         "kind": None if bug is None else bug.kind.value,
         "what": "" if bug is None else bug.what,
@@ -232,7 +232,7 @@ def _explore_into(
     from balloonctl.render.explore import heading, line
     from balloonvq.explore.parallel import connected, explore_all
 
-    width = max((len(task.scenario.name) for task in tasks), default=0)
+    width = max((len(task.scenario.reference) for task in tasks), default=0)
     with nullcontext() if executor is None else connected(executor) as pool, exploring(app) as bar:
 
         def on_layer(progress: Progress) -> None:
@@ -241,7 +241,7 @@ def _explore_into(
         every = explore_all(tasks, jobs=_jobs(jobs, len(tasks)), executor=pool, on_layer=on_layer)
         with closing(every) as coming:
             for number, task in enumerate(tasks):
-                bar.scenario(number, len(tasks), f"{task.design} / {task.scenario.name}")
+                bar.scenario(number, len(tasks), f"{task.design} / {task.scenario.reference}")
                 result = next(coming)
                 results.append(_row(task.design, task.options, result))
                 if streamed:
@@ -515,7 +515,7 @@ def explore(
         ]
         rows = [
             {
-                "name": one.name,
+                "name": one.reference,
                 "actors": list(one.actors),
                 "summary": one.summary,
                 "thorough": one.thorough,

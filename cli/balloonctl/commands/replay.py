@@ -54,7 +54,7 @@ def _known(names: list[str], scenario: str | None) -> Iterator[_Known]:
             }
             for one in scenarios_for(design, thorough=True) if only is None else [only]:
                 if fits_design(design, one):
-                    yield _Known(name, options, changed, one.name, program(design, one, options))
+                    yield _Known(name, options, changed, one.reference, program(design, one, options))
 
 
 def _waiting(execution: Execution) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from shlex import join
 from textwrap import wrap
 from typing import Any
 
@@ -58,9 +59,12 @@ def design_name(result: Mapping[str, Any]) -> str:
 
 
 def replay_command(result: Mapping[str, Any], string: str) -> str:
-    """What shows a schedule again."""
-    own = f" --design {result['design']}" if ":" in result["design"] else ""
-    return f"balloonctl replay {string}{own}"
+    """What shows a schedule again; those of a file are found in it only."""
+    words = ["balloonctl", "replay", string]
+    for member in ("design", "scenario"):
+        if ":" in result[member]:
+            words += [f"--{member}", result[member]]
+    return join(words)
 
 
 class _Joined:

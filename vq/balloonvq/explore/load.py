@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 from balloonvq.driver.designs import is_file
@@ -72,7 +73,7 @@ def _load(name: str) -> Scenario:
         check_scenario(found)
     except InvalidArgument as error:
         raise ScenarioError(f"{where}: {error.what}", why=error.why, hint=error.hint) from None
-    return found
+    return replace(found, file=name)
 
 
 def _line(path: Path, name: str) -> int:

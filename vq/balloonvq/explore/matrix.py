@@ -151,6 +151,8 @@ def _cell(
 ) -> Cell:
     if property_ in best:
         bug, scenario, explored = best[property_]
-        return Cell(property_, Outcome.BUG, scenarios, bug, scenario.name, encode(explored, bug.shortest))
+        return Cell(
+            property_, Outcome.BUG, scenarios, bug, scenario.reference, encode(explored, bug.shortest)
+        )
     outcome = (Outcome.INCOMPLETE if open_ else Outcome.PROVED) if scenarios else None
     return Cell(property_, outcome, scenarios)

@@ -101,6 +101,13 @@ class Scenario:
     bounds: Bounds = field(default_factory=Bounds)
     thorough: bool = False
     """It takes long: run only if it is named, or with --thorough."""
+    file: str = field(default="", compare=False)
+    """The ``path/to/file.py:NAME`` that it was loaded from; empty if it was not."""
+
+    @property
+    def reference(self) -> str:
+        """What `balloonvq.explore.load.find_scenario` finds it by."""
+        return self.file or self.name
 
 
 @dataclass(frozen=True, slots=True)
