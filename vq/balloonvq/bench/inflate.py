@@ -264,7 +264,10 @@ class Inflate:
         arena.touch()
         with arena.rig(must_tell_host=True) as rig:
             pages = self.size_bytes // PAGE_SIZE
-            return arena.drive(rig, self._allocators[backing], pages, shared_cpu())[0]
+            driver_ns, _ = arena.drive(rig, self._allocators[backing], pages, shared_cpu())
+        # Memory of another kind comes next, and the host need not have room for both.
+        arena.in_one(self.limit_pages)
+        return driver_ns
 
 
 def _name(kind: str, name: str, how: str, beside: bool) -> str:
