@@ -178,8 +178,15 @@ def test_a_driver_that_hears_nothing_is_called_stalled(machine: Path) -> None:
         qmp.execute("x-fault", **{"stall-queues": 1})
         done = run("inflate", "1M", code=1)
         assert "stalled" in done.stderr
+        assert "\u2717 stalled" in run("status").stdout
+        assert "\u2717 short of its target: the driver is stalled" in run("status").stdout
+        assert "\u2717 stalled" in run("ps").stdout
+        assert " stalled " in run("watch", "--count", "1").stdout
+        run("expect", "state", "running", code=1)
+        run("expect", "state", "stalled")
         qmp.execute("x-fault")
     assert document("target", "1M")["outcome"] == "reached"
+    run("expect", "state", "running")
 
 
 @pytest.mark.parametrize("size", ["-1M", "0", "nan", "inf", "64Mb", "1000", "1.5p", "", "65M"])

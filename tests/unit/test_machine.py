@@ -150,8 +150,36 @@ def test_short_since_the_driver_is_stalled(monkeypatch: pytest.MonkeyPatch) -> N
         result = machine.wait(20 * SECOND)
         assert (result.outcome, result.reason) == ("short", "driver-stalled")
         assert result.actual_bytes == 0
+        status = machine.status()
+        assert (status.state, status.balloon.state) == ("stalled", "short")
+        assert status.balloon.reason == "driver-stalled"
         machine.set_faults()
         assert machine.wait(20 * SECOND).outcome == "reached"
+        status = machine.status()
+        assert (status.state, status.balloon.state) == ("running", "settled")
+
+
+def test_a_stalled_driver_is_called_so_though_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "STALLED_NS", 500_000_000)
+    with running() as machine:
+        machine.set_faults(stall_queues=STALL_INFLATE)
+        machine.set_target(512)
+        status = machine.status()
+        assert (status.state, status.balloon.state) == ("running", "moving")
+        until(lambda: machine.status().balloon.reason == "driver-stalled")
+        assert machine.status().state == "stalled"
+        # A new target is a new chance, and time that it was at rest does not count.
+        machine.set_target(400)
+        assert machine.status().state == "running"
+        machine.set_faults()
+        assert machine.wait(20 * SECOND).outcome == "reached"
+        rested = time.monotonic_ns()
+        until(lambda: time.monotonic_ns() - rested > 600_000_000)
+        assert machine.status().state == "running"
+        machine.set_faults(stall_queues=STALL_DEFLATE)
+        machine.set_target(0)
+        assert machine.status().state == "running"
+        until(lambda: machine.status().state == "stalled")
 
 
 def test_short_since_the_target_changed() -> None:

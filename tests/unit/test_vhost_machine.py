@@ -118,7 +118,16 @@ def test_a_guest_that_does_not_move_is_stalled(machine, guest, monkeypatch) -> N
     machine.set_target(5)
     result = machine.wait(10 * SECOND)
     assert (result.outcome, result.reason) == ("short", "driver-stalled")
+    status = machine.status()
+    assert (status.state, status.balloon.state, status.balloon.reason) == (
+        "stalled",
+        "short",
+        "driver-stalled",
+    )
     assert machine.wait(1).outcome == "timeout"
+    guest.write_actual(5)
+    until(lambda: machine.status().state == "running")
+    assert machine.status().balloon.state == "settled"
 
 
 def test_a_balloon_that_the_guest_shrank_was_out_of_memory(machine, guest) -> None:

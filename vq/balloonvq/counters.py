@@ -62,7 +62,7 @@ STAT_NAMES = (
 )
 
 #: What the machine as a whole is doing.
-MachineState = Literal["running", "waiting", "deadlocked", "broken", "bug", "stopping"]
+MachineState = Literal["running", "waiting", "stalled", "deadlocked", "broken", "bug", "stopping"]
 
 #: Where the balloon stands against its target.
 BalloonState = Literal["settled", "moving", "short"]
@@ -192,6 +192,8 @@ class Status:
     machine: str
     """Its name."""
     state: MachineState
+    """waiting: no guest's driver runs; stalled: the driver does not move, though its target is not reached, and
+    nothing below says why."""
     pid: int
     """Process that runs it."""
     design: str | None

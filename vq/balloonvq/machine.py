@@ -414,6 +414,8 @@ class Machine(MachineBase):
             if self._pump_stop in ready:
                 return
             actual = self.device.take_actual()
+            if self.config.clock == "real":  # what is seen on a virtual one must not depend on real time
+                self._unmoved_ns(self.runtime.now_ns())
             if actual != last:
                 last = actual
                 self._emit("BALLOON_CHANGE", {"actual": self.ram_bytes - actual * PAGE_SIZE})
@@ -496,7 +498,9 @@ class Machine(MachineBase):
         trouble = self.trouble
         if isinstance(trouble, DeviceBroken):
             return "broken"
-        return "running" if trouble is None else "bug"
+        if trouble is not None:
+            return "bug"
+        return "stalled" if self._stalled() else "running"
 
     def _measured(self) -> tuple[int, int, int]:
         memory = self.memory
@@ -560,6 +564,7 @@ class Machine(MachineBase):
             InvalidArgument: if the guest has fewer.
         """
         self._target_set_ns = self.runtime.now_ns()
+        self._moves(self._target_set_ns)
         self.memory.allocated_peak_bytes()  # what leaves is counted from the fullest moment
         self.device.set_target(pages)
         self.driver.config_changed()
@@ -569,6 +574,8 @@ class Machine(MachineBase):
         reason = self._short_reason()
         if reason is not None:
             return Balloon(state="short", reason=reason)
+        if self._stalled():
+            return Balloon(state="short", reason="driver-stalled")
         settled = self.device.actual_pages == self.device.target_pages
         return Balloon(state="settled" if settled and not self._driver_busy() else "moving")
 
@@ -576,6 +583,15 @@ class Machine(MachineBase):
         """Whether the size worker runs, will run, or has not looked at the target yet."""
         # In this order: a worker that starts in between is at work before it looks at the target.
         return self.driver.seen_target != self.device.target_pages or self.driver.resizing
+
+    def _stalled(self) -> bool:
+        """Whether the balloon should move, and has not for `STALLED_NS`."""
+        now = self.runtime.now_ns()
+        settled = self.device.actual_pages == self.device.target_pages and not self._driver_busy()
+        if settled or self._short_reason() is not None:
+            self._moves(now)
+            return False
+        return self._unmoved_ns(now) >= STALLED_NS
 
     def _short_reason(self) -> ShortReason | None:
         """Why the balloon will not get to its target by itself now; None if it is there or moving."""
@@ -627,6 +643,7 @@ class Machine(MachineBase):
             elif self.device.actual_pages == target and not self._driver_busy():
                 ended = "reached", None
             now = runtime.now_ns()
+            self._unmoved_ns(now)
             requests = self.device.counters().requests
             if requests != progress[0]:
                 progress = (requests, now)

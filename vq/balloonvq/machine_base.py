@@ -58,6 +58,8 @@ class MachineBase(Closing):
         self._stopping = False
         self._stats_interval = 0
         self._started_ns = time.monotonic_ns()
+        #: (requests, pages) of whoever looked last, and when they were first seen so, by the machine's clock.
+        self._last_move = ((0, 0), 0)
         self._cleanup = contextlib.ExitStack()
 
     # -- life ----------------------------------------------------------------
@@ -242,6 +244,16 @@ class MachineBase(Closing):
             interrupts_suppressed=suppressed,
             latency=self.device.latency(queue),
         )
+
+    def _moves(self, now_ns: int) -> None:
+        """The balloon is not expected to move, or is from now on."""
+        self._last_move = ((self.device.counters().requests, self.device.actual_pages), now_ns)
+
+    def _unmoved_ns(self, now_ns: int) -> int:
+        """For how long whoever looked has found neither an acknowledged request nor a new size."""
+        if (self.device.counters().requests, self.device.actual_pages) != self._last_move[0]:
+            self._moves(now_ns)
+        return now_ns - self._last_move[1]
 
     def _wait_result(self, ended: Ended, target: int, elapsed_ns: int) -> WaitResult:
         """The answer to a wait for `target` pages, asked when its balloon is as it has ended."""

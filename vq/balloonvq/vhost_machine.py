@@ -165,6 +165,7 @@ class VhostMachine(MachineBase):
             self._last_end = why
         elif state == "connected":
             self._last_end = ""
+        self._moves(time.monotonic_ns())
         self._emit("X_FRONT_END", {"state": state, "reason": why})
         self._notify()
 
@@ -192,6 +193,7 @@ class VhostMachine(MachineBase):
             actual = self.device.take_actual()
             if actual != previous:
                 previous, self._moved_ns = actual, time.monotonic_ns()
+                self._unmoved_ns(self._moved_ns)
                 if actual == self.target_pages:
                     self._reached = actual
             self._notify()  # waiters at once, watchers a few times a second
@@ -217,7 +219,9 @@ class VhostMachine(MachineBase):
             return "stopping"
         if self.device.broken() is not None:
             return "broken"
-        return "running" if self.backend.live else "waiting"
+        if not self.backend.live:
+            return "waiting"
+        return "stalled" if self._stalled() else "running"
 
     def status(self) -> Status:
         """A snapshot of everything that can be seen from outside the guest."""
@@ -251,6 +255,7 @@ class VhostMachine(MachineBase):
             self.memory.map.allocated_peak_bytes()  # before pages go
         self._reached = None
         self._target_set_ns = time.monotonic_ns()
+        self._moves(self._target_set_ns)
         self.device.set_target(pages)
         if self.actual_pages == pages:
             self._reached = pages
@@ -275,7 +280,18 @@ class VhostMachine(MachineBase):
         reason = self._short_reason()
         if reason is not None:
             return Balloon(state="short", reason=reason)
+        if self._stalled():
+            return Balloon(state="short", reason="driver-stalled")
         return Balloon(state="settled" if self.actual_pages == self.target_pages else "moving")
+
+    def _stalled(self) -> bool:
+        """Whether the balloon should move, and has not for `STALLED_NS`."""
+        now = time.monotonic_ns()
+        settled = self.actual_pages == self.target_pages
+        if settled or not self.backend.live or self._short_reason() is not None:
+            self._moves(now)
+            return False
+        return self._unmoved_ns(now) >= STALLED_NS
 
     def _short_reason(self) -> ShortReason | None:
         if self.device.broken() is not None:
@@ -310,6 +326,7 @@ class VhostMachine(MachineBase):
             if self._stopping:
                 raise MachineStopped(f"machine {self.name} has ended")
             now = time.monotonic_ns()
+            self._unmoved_ns(now)
             seen = (self.device.counters().requests, self.actual_pages)
             if seen != progress:
                 progress, moved = seen, now

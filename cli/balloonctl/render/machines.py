@@ -19,6 +19,7 @@ _STATES = {
     "running": "green",
     "paused": "yellow",
     "stopping": "yellow",
+    "stalled": "bold red",
     "deadlocked": "bold red",
     "broken": "bold red",
     "bug": "bold red",

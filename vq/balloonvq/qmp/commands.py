@@ -289,7 +289,7 @@ class Commands:
         return {"actual": self.machine.ram_bytes - self.machine.actual_pages * PAGE_BYTES}
 
     def _query_status(self, _call: _Call) -> JSONObject:
-        # A deadlocked guest and a broken device are nothing that a hypervisor sees: its CPUs run.
+        # A deadlocked guest, a stalled driver and a broken device are nothing that a hypervisor sees: its CPUs run.
         status = {
             "bug": "guest-panicked",
             "stopping": "shutdown",
