@@ -392,6 +392,7 @@ NONE = 7
 WRONG = Scenario("wrong", "nobody knows X", ("X",), free=1)
 TWICE = Scenario("twice", "two workers", ("W", "W"), free=1)
 DEAD = Scenario("dead", "2017", ("W", "O"), listed=1, target=2, flags=frozenset({"nofs", "fs lock"}))
+TYPE = Scenario("type", "a word for a number", ("W", "O"), free="x")
 """
 
 
@@ -446,6 +447,7 @@ def test_regression_a_bug_in_a_scenario_of_ones_own_is_shown_by_the_command_that
         (MINE_TOO, "NONE", 1, ("own.py:5: NONE is no scenario", "it is of int")),
         (MINE_TOO, "WRONG", 1, ("own.py:6: scenario wrong has an unknown actor 'X'",)),
         (MINE_TOO, "TWICE", 1, ("own.py:7: scenario twice has an actor twice",)),
+        (MINE_TOO, "TYPE", 1, ("own.py:9: free of scenario type is 'x'", "why: it has to be an integer")),
         ("x = 1\nimport nothing_of_that_name\n", "MINE", 1, ("own.py:2 does not import", "ModuleNotFound")),
         ("x = 1\n\nMINE = Scenario(\n", "MINE", 1, ("own.py:3 does not import", "SyntaxError")),
         (MINE_TOO, "", 2, ("names a file and no scenario",)),

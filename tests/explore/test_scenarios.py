@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -199,6 +200,31 @@ def test_shrinkers_are_for_designs_that_have_one() -> None:
 def test_what_no_guest_can_be_is_refused(changes) -> None:
     with pytest.raises(InvalidArgument, match="oom-while-filling"):
         run(find("modern"), replace(SCENARIOS["oom-while-filling"], **changes))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", 7),
+        ("summary", None),
+        ("actors", "WO"),
+        ("actors", ("W", 7)),
+        ("free", "x"),
+        ("listed", None),
+        ("target", 1.5),
+        ("turns", True),
+        ("rounds", "2"),
+        ("flags", "nofs"),
+        ("flags", frozenset({1, "nofs"})),
+        ("checks", ("count",)),
+        ("bounds", {}),
+        ("thorough", "no"),
+    ],
+)
+def test_regression_a_value_of_another_type_is_refused_by_name(field: str, value: object) -> None:
+    wrong = replace(SCENARIOS["oom-while-filling"], **{field: value})
+    with pytest.raises(InvalidArgument, match=f"^{field} of scenario .* is {re.escape(repr(value))}$"):
+        run(find("modern"), wrong)
 
 
 def test_reference_is_proven_with_all_three_actors_at_once() -> None:

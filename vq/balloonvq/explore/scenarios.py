@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -670,12 +671,39 @@ _BODIES: dict[str, Callable[[Guest, Scenario], Callable[[], object]]] = {
 }
 
 
+#: Which type each field of a scenario is of, and how it is written.
+_TYPES: dict[str, tuple[type, str]] = (
+    dict.fromkeys(("name", "summary"), (str, "a string"))
+    | dict.fromkeys(("free", "listed", "target", "turns", "rounds"), (int, "an integer"))
+    | {
+        "actors": (tuple, 'a tuple of strings, such as ("W", "O")'),
+        "flags": (AbstractSet, 'a set of strings, such as frozenset({"nofs"})'),
+        "checks": (AbstractSet, 'a set of strings, such as frozenset({"count"})'),
+        "bounds": (Bounds, "balloonvq.explore.world.Bounds(...)"),
+        "thorough": (bool, "True or False"),
+    }
+)
+
+
+def _check_types(scenario: Scenario) -> None:
+    """Refuses fields of another type; without this, the first use of one is an error of balloonvq's."""
+    for name, (kind, written) in _TYPES.items():
+        value = getattr(scenario, name)
+        of_type = isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
+        inside = value if of_type and kind in {tuple, AbstractSet} else ()
+        if not of_type or not all(isinstance(one, str) for one in inside):
+            raise InvalidArgument(
+                f"{name} of scenario {scenario.name} is {value!r}", why=f"it has to be {written}"
+            )
+
+
 def check_scenario(scenario: Scenario) -> None:
     """Refuses what no guest can be.
 
     Raises:
-        InvalidArgument: for an unknown actor, flag or check, actors that never meet, or none.
+        InvalidArgument: for a field of another type, an unknown actor, flag or check, actors that never meet, or none.
     """
+    _check_types(scenario)
     for given, known, what in (
         ({*scenario.actors}, ACTORS.keys(), "actor"),
         (scenario.flags, _FLAGS, "flag"),
