@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
+from typing import TextIO
 
-__all__ = ["output_is_lost", "prepare", "silence"]
+__all__ = ["output_is_lost", "prepare", "prints_to_stderr", "silence"]
 
 #: What a sign becomes where the encoding lacks it; of the same width, so that columns stay aligned.
 _SIGNS = str.maketrans(
@@ -61,6 +64,38 @@ def output_is_lost(error: OSError) -> bool:
         except OSError:
             return True
     return error.errno in _NO_ROOM
+
+
+class _Prints(io.TextIOBase):
+    """Stands in for stdout; what is printed goes to stderr as it is then, and is lost where nobody reads that."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        super().__init__()
+        self._stdout = stdout
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        """Whether results are shown at a terminal; progress is drawn only then."""
+        return self._stdout.isatty()
+
+
+@contextlib.contextmanager
+def prints_to_stderr() -> Iterator[None]:
+    """Around code of the user: what it prints goes to stderr, since stdout is for results.
+
+    Nor does a print of its own fail when the reader of either is gone, which would be taken for what the code does.
+    """
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(_Prints(stdout)):
+        yield
 
 
 def silence(*streams: object) -> None:

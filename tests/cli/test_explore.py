@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html import escape, unescape
@@ -558,6 +560,61 @@ from balloonvq.driver.designs.coarse import Coarse
 class Mine(Coarse):
     '''Coarse by another name.'''
 """
+
+
+PRINTS = """
+from balloonvq.driver.designs.coarse import Coarse
+
+print("said at import")
+
+
+class Mine(Coarse):
+    def probe(self):
+        print("said by probe")
+        super().probe()
+
+    def leak(self, n):
+        print("said by leak")
+        return super().leak(n)
+"""
+
+
+def test_regression_what_a_design_prints_is_no_part_of_the_result(
+    call: Callable[..., Ran], home: Path
+) -> None:
+    (home / "mine.py").write_text(PRINTS)
+    said = {"said at import", "said by probe", "said by leak"}
+    found = call("explore", "mine.py:Mine", "--scenario", "oom-while-filling", "--confirm", "1", "--json")
+    assert found.exit_code == 3
+    (bug,) = json.loads(found.stdout)["results"]
+    assert bug["live"]["confirmed"] == 1
+    assert {*found.stderr.splitlines()} == said
+    again = call("replay", bug["replay"], "--design", "mine.py:Mine", "--live", "--times", "1", "--json")
+    assert json.loads(again.stdout)["live"]["confirmed"] == 1
+    assert {*again.stderr.splitlines()} == said
+    shown = call("explore", "mine.py:Mine", "--scenario", "oom-while-filling")
+    assert "DEADLOCK" in shown.stdout
+    assert "said" not in shown.stdout
+
+
+def test_regression_what_a_design_prints_in_a_worker_is_no_part_of_the_result(home: Path) -> None:
+    (home / "mine.py").write_text(PRINTS)
+    scenarios = [word for name in ("two-ooms", "oom-while-filling") for word in ("--scenario", name)]
+    command = [
+        sys.executable,
+        "-m",
+        "balloonctl",
+        "explore",
+        "mine.py:Mine",
+        *scenarios,
+        "--jobs",
+        "2",
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3
+    assert len(json.loads(done.stdout)["results"]) == 2
+    assert "said by leak" in done.stderr
 
 
 @pytest.mark.parametrize("own", [False, True])

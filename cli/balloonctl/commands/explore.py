@@ -15,6 +15,7 @@ from balloonctl.commands.machines import complete_design, complete_design_option
 from balloonctl.context import App, pass_app
 from balloonctl.output import Format, report
 from balloonctl.sizes import Number, WholeNumber
+from balloonctl.streams import prints_to_stderr
 from balloonvq.counters import to_document
 from balloonvq.errors import BalloonError
 
@@ -207,8 +208,10 @@ def _explored(
     from balloonctl.render.explore import render_rest
 
     results: list[dict[str, Any]] = []
+    app.stdout  # noqa: B018 - made here, for the real stdout, to which lines are written meanwhile
     try:
-        _explore_into(results, app, tasks, jobs, executor, confirm=confirm, streamed=streamed)
+        with prints_to_stderr():
+            _explore_into(results, app, tasks, jobs, executor, confirm=confirm, streamed=streamed)
     except KeyboardInterrupt:
         if streamed and results:
             app.stdout.print(render_rest(_document(results)))

@@ -13,6 +13,7 @@ from balloonctl.commands.explore import confirmation_members, timeline_members
 from balloonctl.commands.machines import complete_design
 from balloonctl.context import App, pass_app
 from balloonctl.sizes import WholeNumber
+from balloonctl.streams import prints_to_stderr
 from balloonvq.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -132,16 +133,18 @@ def replay(
         raise
     meant = meaning.program
     known = next(one for one in seen if one.program is meant)
-    with watched():
-        execution = library.replay(string, [meant])
-    decisions = execution.decisions
-    loop = meaning.loop(decisions)
-    end = library.ending(execution, loop)
     confirmation = None
-    if live:
-        from balloonvq.explore.live import confirm
+    with prints_to_stderr():
+        with watched():
+            execution = library.replay(string, [meant])
+        decisions = execution.decisions
+        loop = meaning.loop(decisions)
+        end = library.ending(execution, loop)
+        shown = timeline(meant, decisions, loop=loop)
+        if live:
+            from balloonvq.explore.live import confirm
 
-        confirmation = confirm(meant, decisions, loop=loop, times=times or _TIMES)
+            confirmation = confirm(meant, decisions, loop=loop, times=times or _TIMES)
     document: dict[str, Any] = {
         "schema": "balloonctl/replay/1",
         "design": known.design,
@@ -150,7 +153,7 @@ def replay(
         "scenario": known.scenario,
         "kind": None if end is None else end.kind.value,
         "what": _waiting(execution) if end is None else end.what,
-        "schedule": {"length": len(decisions), **timeline_members(timeline(meant, decisions, loop=loop))},
+        "schedule": {"length": len(decisions), **timeline_members(shown)},
         "replay": string.strip(),
         "live": None if confirmation is None else confirmation_members(confirmation),
     }

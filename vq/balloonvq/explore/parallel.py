@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -155,8 +156,12 @@ def _result(future: Future[T]) -> T:
 # -- processes of this machine ---------------------------------------------------------
 
 
-def _watch(alive: Connection) -> None:
-    """In a worker: ends it when the other end of the pipe is closed, also by the death of who holds it."""
+def _begin(alive: Connection) -> None:
+    """In a worker: ends it when the other end of the pipe is closed, also by the death of who holds it.
+
+    What a design prints goes to stderr: stdout is the results' of who started the worker.
+    """
+    sys.stdout = sys.stderr
 
     def wait() -> None:
         alive.poll(None)
@@ -174,7 +179,7 @@ def processes(count: int) -> Iterator[Executor]:
     # A new interpreter each: a fork would copy locks that threads of this process hold.
     context = get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_watch, initargs=(theirs,))
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(theirs,))
     try:
         yield pool
     finally:

@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import inspect
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType, ModuleType
 
@@ -93,7 +94,7 @@ def load(name: str) -> type[Design]:
 
 
 def run_file(path: Path, what: str, error_class: type[BalloonError]) -> ModuleType:
-    """A file of the user as a module of its own.
+    """A file of the user as a module of its own; what it prints goes to stderr, since stdout is for results.
 
     Args:
         path: the file.
@@ -117,7 +118,7 @@ def run_file(path: Path, what: str, error_class: type[BalloonError]) -> ModuleTy
     # Where dataclasses and pickles look for it.
     sys.modules[name] = module
     try:
-        with Watchdog(_importing, _too_long, IMPORT_S):
+        with Watchdog(_importing, _too_long, IMPORT_S), redirect_stdout(sys.stderr):
             exec(compile(source, str(path), "exec"), vars(module))  # noqa: S102 - the user's own file, named by the user
     except (Exception, SystemExit) as error:
         if before is None:
