@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from balloonvq.explore import standstill
 from balloonvq.explore.matrix import row
 from balloonvq.explore.model import Attributes
 from balloonvq.explore.scenarios import SCENARIOS, run
+from balloonvq.explore.suspects import suspects
 from balloonvq.explore.verdict import Outcome
 from balloonvq.explore.world import Nondeterminism
 
@@ -23,7 +25,7 @@ import random, socket, threading, time
 from balloonvq.driver.designs.modern import Modern
 
 LOCK = threading.Lock()
-CALLS = [0]
+CALLS, COUNT = [0], 0
 
 
 class Mine(Modern):
@@ -36,9 +38,12 @@ LEAK = """
 """
 
 PROBE = """
+    calls, all = 0, []
+
     def probe(self):
         super().probe()
         self.ours = self.vb.runtime.shared("ours")
+        self.seen = []
 """
 
 #: What leak begins with, and the line of the file that it stands still in.
@@ -118,12 +123,30 @@ NONDETERMINISM = {
     "chance": "if random.random() < 0.5:\n    self.publish()",
     "time": "if time.perf_counter_ns() // 1000 % 2:\n    self.publish()",
     "a global variable": "CALLS[0] += 1\nif CALLS[0] % 3 == 0:\n    self.publish()",
-    "an attribute that several actors change": "self.calls = getattr(self, 'calls', 0) + 1\n"
-    "if self.calls % 2:\n    self.publish()",
+    "a global number": "global COUNT\nCOUNT += 1\nif COUNT % 3 == 0:\n    self.publish()",
+    "a list": "self.seen.append(n)\nif len(self.seen) > 1:\n    self.publish()",
+    "a class attribute": "Mine.calls += 1\nif Mine.calls % 2:\n    self.publish()",
+    "a list of the class": "self.all.append(n)\nif len(self.all) % 2:\n    self.publish()",
+    "a lock": "if not LOCK.acquire(False):\n    raise ValueError('both in leak')\n"
+    "try:\n    return super().leak(n)\nfinally:\n    LOCK.release()",
     "the order of a set": "CALLS[0] += 1\n"
     "junk = [object() for _ in range(CALLS[0] % 7)]\n"
     "for word in {type('Key', (), {'word': word}) for word in (self.vb.num_pages, self.ours)}:\n"
     "    word.word.value",
+}
+
+
+#: What is suspected, and what stands in its line.
+CAUSES = {
+    "chance": ("random.random", "random.random"),
+    "time": ("time.perf_counter_ns", "perf_counter_ns"),
+    "a global variable": ("the global variable CALLS", "CALLS[0] +="),
+    "a global number": ("the global variable COUNT", "COUNT +="),
+    "a list": ("what self.seen holds", "seen.append"),
+    "a class attribute": ("the class attribute calls", "Mine.calls +="),
+    "a list of the class": ("the class attribute all", "all.append"),
+    "a lock": ("the global variable LOCK", "LOCK.acquire"),
+    "the order of a set": ("the order of a set", "for word in"),
 }
 
 
@@ -135,7 +158,44 @@ def test_a_design_that_is_not_deterministic_is_an_error_with_the_line(
     with pytest.raises(Nondeterminism) as caught:
         run(design, SCENARIOS["teardown-oom"])
     assert caught.value.exit_code == 1
-    assert "mine.py:" in caught.value.what + caught.value.why
+    # Where it is now and where it was before, in the design's own file; with the lock one has left that.
+    leak = range(len(HEAD.splitlines()) + len(PROBE.splitlines()), 100)
+    places = [re.findall(r"mine\.py:(\d+)", text) for text in (caught.value.what, caught.value.why)]
+    assert len([*filter(None, places)]) == (1 if case == "a lock" else 2), (
+        caught.value.what,
+        caught.value.why,
+    )
+    assert all(int(place[-1]) in leak for place in places if place)
+    cause, line = CAUSES[case]
+    written = next(
+        number
+        for number, text in enumerate(Path(design.probe.__code__.co_filename).read_text().splitlines(), 1)
+        if line in text
+    )
+    assert re.search(
+        rf"perhaps it is .*{re.escape(cause)} at \S*mine\.py:{written}[; ]", caught.value.hint
+    ), caught.value.hint
+
+
+def test_only_what_may_be_the_cause_is_suspected(mine: Callable[[str], str]) -> None:
+    body = """
+    LIMIT = 3
+    seen = ()
+
+    def probe(self):
+        super().probe()
+        self.mine = list(range(3))
+        CALLS = [1]
+        self.most = max(CALLS)
+
+    def leak(self, n):
+        time = {1: n}
+        for number in sorted({n, 1}):
+            time[number] = self.LIMIT + self.most + len(self.seen) + len(self.pfns)
+        return super().leak(n)
+"""
+    assert suspects(find(mine(body))) == []
+    assert suspects(find("modern")) == []
 
 
 @pytest.mark.parametrize(
@@ -169,6 +229,7 @@ BEGINS = """
 #: What R and O both do in leak, or one of them in on_oom.
 CONFLICTS = {
     "both write": LEAK.format(indented("self.calls = n")),
+    "both count": LEAK.format(indented("self.calls = getattr(self, 'calls', 0) + 1")),
     "both write by setattr": HELPER + LEAK.format(indented("self.helper(self, n)")),
     "both write a default of the class": "    calls = 0\n" + LEAK.format(indented("self.calls = n")),
     "both write, whatever is raised": HELPER
@@ -256,3 +317,12 @@ def test_reading_what_nobody_writes_is_not_attended(
     assert "other" not in told
     # What a method names need not be found while it runs.
     assert not found
+
+
+def test_sleeping_outside_of_the_runtime_is_no_step(mine: Callable[[str], str]) -> None:
+    """As docs/how-to/write-a-design.md says."""
+    found = [
+        run(find(mine(LEAK.format(indented(code)))), SCENARIOS["teardown-oom"]).verdict
+        for code in ("pass", "time.sleep(1e-4)")
+    ]
+    assert len({(verdict.outcome, verdict.states, verdict.transitions) for verdict in found}) == 1

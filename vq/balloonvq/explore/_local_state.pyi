@@ -11,7 +11,7 @@ def stack(
     /,
 ) -> list[Any] | None: ...
 def place(
-    below: set[str],
+    below: set[str] | frozenset[str],
     places: dict[tuple[int, int], tuple[str, int]],
     unknown: Callable[[FrameType | None], tuple[str, int]],
     frame: FrameType | None,

@@ -26,13 +26,14 @@ sample of all edges, and compares operation by operation. A difference raises
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from balloonvq.explore.operations import Operation, Raised
-from balloonvq.explore.world import Nondeterminism, Revised, World
-from balloonvq.runtime.controlled import Place
+from balloonvq.explore.world import FROM_RUNTIME, Nondeterminism, Revised, World
+from balloonvq.runtime.controlled import NOWHERE, SHIPPED, Place
 from balloonvq.runtime.runs import Fed, Foreseen, Run
 
 __all__ = ["Automaton", "Node", "TooManyLocalStates", "verify"]
@@ -64,6 +65,8 @@ class Node:
     """What it is about to do; None at its end."""
     place: Place
     """File and line of the call."""
+    users_place: Place
+    """The innermost line there of a file of the user."""
     parent: int
     observed: Any
     """What the parent's operation observed."""
@@ -116,7 +119,7 @@ class Automaton:
                 f"{self.world.actors[self.index].name} has more than {NODES_MAX} local states, "
                 f"the last at {place[0]}:{place[1]}"
             )
-        node = Node(len(self.nodes), operation, place, parent, observed)
+        node = Node(len(self.nodes), operation, place, run.users_place, parent, observed)
         if parent >= 0:
             node.depth = self.nodes[parent].depth + 1
         node.holds = run.holds
@@ -319,7 +322,7 @@ class Automaton:
         if operation is None:
             self.compare_end(node, run.error)
         elif operation is not self.nodes[node].operation or place != self.nodes[node].place:
-            raise self.differs(self.nodes[node], operation, place)
+            raise self.differs(self.nodes[node], operation, place, run.users_place)
 
     def compare_end(self, node: int, error: BaseException | None) -> None:
         """Checks that the automaton says that the actor ends here, and with this error.
@@ -329,17 +332,24 @@ class Automaton:
         """
         expected = self.nodes[node]
         if expected.operation is not None or _ending(expected.error) != _ending(error):
-            raise self.differs(expected, None, ("?", 0), error)
+            raise self.differs(expected, None, NOWHERE, NOWHERE, error)
 
     def differs(
-        self, expected: Node, operation: Operation | None, place: Place, error: BaseException | None = None
+        self,
+        expected: Node,
+        operation: Operation | None,
+        place: Place,
+        users_place: Place,
+        error: BaseException | None = None,
     ) -> Nondeterminism:
         """The error for an actor that did something else than before."""
         name = self.world.actors[self.index].name
+        now = _what(operation, place, users_place, error)
+        before = _what(expected.operation, expected.place, expected.users_place, expected.error)
         return Nondeterminism(
-            f"{name} did something else with the same observed values: {_what(operation, place, error)}",
-            why=f"before it was {_what(expected.operation, expected.place, expected.error)}",
-            hint="state that several actors share, time and chance must come from the runtime",
+            f"{name} did something else with the same observed values: {now}",
+            why=f"before it was {before}",
+            hint=FROM_RUNTIME,
         )
 
     @property
@@ -432,11 +442,24 @@ def _ending(error: BaseException | None) -> Raised | None:
     return None if error is None else Raised(error)
 
 
-def _what(operation: Operation | None, place: Place, error: BaseException | None) -> str:
+def _what(operation: Operation | None, place: Place, users_place: Place, error: BaseException | None) -> str:
     """An operation, or an end, in words."""
     if operation is not None:
-        return f"{operation!r} at {place[0]}:{place[1]}"
-    return "the end" if error is None else f"the end with {Raised(error)!r}"
+        text = f"{operation!r} at {place[0]}:{place[1]}"
+        called = "called from"
+    elif error is not None:
+        text = f"the end with {Raised(error)!r}"
+        called = "raised at"
+        users = [
+            at for at in traceback.walk_tb(error.__traceback__) if at[0].f_code.co_filename not in SHIPPED
+        ]
+        if users:
+            users_place = users[-1][0].f_code.co_filename, users[-1][1]
+    else:
+        return "the end"
+    if users_place in {place, NOWHERE}:
+        return text
+    return f"{text}, {called} {users_place[0]}:{users_place[1]}"
 
 
 def verify(automata: Sequence[Automaton], seed: int = 0, samples: int = 4) -> int:

@@ -7,7 +7,7 @@ import random
 from typing import Final
 
 from balloonvq.explore.tables import Enough, Product
-from balloonvq.explore.world import Nondeterminism
+from balloonvq.explore.world import FROM_RUNTIME, Nondeterminism
 from balloonvq.runtime.controlled import Decision
 from balloonvq.runtime.execution import Execution
 
@@ -28,7 +28,8 @@ def confirm(product: Product, decisions: tuple[Decision, ...]) -> int:
         wanted = queue.pop(0)
         if wanted not in execution.possible(found):
             raise Nondeterminism(
-                f"step {execution.steps + 1}, {wanted}, is not possible in the real execution"
+                f"step {execution.steps + 1}, {wanted}, is not possible in the real execution",
+                hint=FROM_RUNTIME,
             )
         return wanted
 
@@ -48,14 +49,16 @@ def compare(product: Product, execution: Execution) -> int:
     numbers = product.first_numbers()
     assert execution.log is not None
     assert execution.places is not None
-    for (actor, operation, observed, _, after), place in zip(execution.log, execution.places, strict=True):
+    for (actor, operation, observed, _, after), place, users_place in zip(
+        execution.log, execution.places, execution.users_places, strict=True
+    ):
         if operation is None:
             numbers = product.tick(numbers) or numbers
             continue
         automaton = product.automata[actor]
         node = automaton.nodes[at[actor]]
         if node.operation is not operation or node.place != place:
-            raise automaton.differs(node, operation, place)
+            raise automaton.differs(node, operation, place, users_place)
         index = operation.object
         effect = product.perform(actor, at[actor], numbers[index], observed if operation.options else 0)
         if (
@@ -63,14 +66,14 @@ def compare(product: Product, execution: Execution) -> int:
             or effect.observed != observed
             or product.known_values(index)[effect.after] != after
         ):
-            raise automaton.differs(node, operation, place)
+            raise automaton.differs(node, operation, place, users_place)
         at[actor] = effect.following
         numbers[index] = effect.after
     for automaton, last, one in zip(product.automata, at, execution.actors, strict=True):
         if one.finished:
             automaton.compare_end(last, one.error)
         elif automaton.nodes[last].operation is not one.pending:
-            raise automaton.differs(automaton.nodes[last], one.pending, one.where)
+            raise automaton.differs(automaton.nodes[last], one.pending, one.where, one.users_where)
     return len(execution.log)
 
 

@@ -13,6 +13,7 @@ from balloonvq.explore.replay import encode
 from balloonvq.explore.scenarios import Scenario, fits_design, program, scenarios_for
 from balloonvq.explore.search import Limits, OnLayer
 from balloonvq.explore.standstill import watched
+from balloonvq.explore.suspects import suspected
 from balloonvq.explore.verdict import Bug, Outcome
 from balloonvq.explore.world import Program
 
@@ -91,7 +92,7 @@ def row(
         if not fits_design(design, scenario):
             continue
         explored = program(design, scenario, options, deepest)
-        with watched():
+        with watched(), suspected(design):
             found = survey(explored, limits)
         states += found.states
         for property_ in shown_by(scenario) | found.broken.keys():

@@ -23,7 +23,7 @@ from balloonvq.explore.comparison import confirm, sample
 from balloonvq.explore.search import Limits, OnLayer, Search, Wrong, fewest_preemptions, preemptions
 from balloonvq.explore.tables import Product, Widened
 from balloonvq.explore.verdict import Bug, Findings, Kind, Outcome, Schedule, Verdict
-from balloonvq.explore.world import Nondeterminism, Program, Revised, Unattended, World
+from balloonvq.explore.world import FROM_RUNTIME, Nondeterminism, Program, Revised, Unattended, World
 
 if TYPE_CHECKING:
     from balloonvq.explore.checkpoint import Checkpoint
@@ -68,7 +68,7 @@ def _started(program: Program, work: Callable[[Product], Any]) -> Any:
                 product.ready = False
     finally:
         product.close()
-    raise Nondeterminism(f"{program.name} keeps changing while it is explored")
+    raise Nondeterminism(f"{program.name} keeps changing while it is explored", hint=FROM_RUNTIME)
 
 
 class Keeping(NamedTuple):

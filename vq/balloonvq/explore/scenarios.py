@@ -28,6 +28,7 @@ from balloonvq.explore.product import Keeping, explore
 from balloonvq.explore.replay import encode
 from balloonvq.explore.search import Limits, OnLayer
 from balloonvq.explore.standstill import watched
+from balloonvq.explore.suspects import suspected
 from balloonvq.explore.timeline import Timeline, timeline
 from balloonvq.explore.verdict import Verdict
 from balloonvq.explore.world import Bounds, Program
@@ -852,7 +853,7 @@ def run(
 
         keeping = Keeping(identity(explored, Path(inspect.getfile(design))), write_to, resume)
     shown = text = fewest_shown = fewest_text = None
-    with watched():
+    with watched(), suspected(design):
         if only is None:
             verdict = explore(explored, limits or Limits(), on_layer=on_layer, keeping=keeping)
         else:

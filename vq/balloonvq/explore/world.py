@@ -47,18 +47,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from balloonvq.errors import BalloonError
 from balloonvq.explore.local_state import Atom
 from balloonvq.explore.operations import Operation, Raised, Transition
 
-__all__ = ["Bounds", "Nondeterminism", "Program", "Revised", "SharedObject", "Unattended", "World"]
+__all__ = [
+    "FROM_RUNTIME",
+    "Bounds",
+    "Nondeterminism",
+    "Program",
+    "Revised",
+    "SharedObject",
+    "Unattended",
+    "World",
+]
 
 CLOCK, NOTHING = 0, 1
 
 #: Kinds that are glued to the operation before them, unless a fact says otherwise.
 GLUED = frozenset({"unlock", "finish", "arm", "disarm", "done"})
+
+
+#: What helps against `Nondeterminism` whose cause is not known.
+FROM_RUNTIME: Final = "state that several actors share, time and chance must come from the runtime"
 
 
 class Nondeterminism(BalloonError):
@@ -222,6 +235,7 @@ class World(Atom):
                 raise Nondeterminism(
                     f"building {self.program.name} again made another world",
                     why=f"object {index} was {spec.kind} {spec.name!r} and now is {kind} {name!r}",
+                    hint=FROM_RUNTIME,
                 )
             return spec
         if self.complete:
@@ -241,6 +255,7 @@ class World(Atom):
                 raise Nondeterminism(
                     f"building {self.program.name} again made other actors",
                     why=f"actor {index} was {spec.name!r} and now is {name!r}",
+                    hint=FROM_RUNTIME,
                 )
             return spec
         if self.complete:

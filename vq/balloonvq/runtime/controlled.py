@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, TypeVar, cast
 
@@ -31,6 +33,7 @@ from balloonvq.explore.local_state import Atom, Reach, fingerprint
 from balloonvq.explore.operations import Operation, Raised, Transition
 from balloonvq.explore.world import (
     CLOCK,
+    FROM_RUNTIME,
     NOTHING,
     Invariant,
     Nondeterminism,
@@ -43,6 +46,8 @@ from balloonvq.runtime import Runtime, Stopped, WaitQueue
 
 __all__ = [
     "BELOW",
+    "NOWHERE",
+    "SHIPPED",
     "TICK",
     "Actor",
     "ControlledMutex",
@@ -52,6 +57,7 @@ __all__ = [
     "give_back",
     "place_of",
     "take_greenlet",
+    "users_place_of",
 ]
 
 T = TypeVar("T")
@@ -69,6 +75,17 @@ _OWN: Final = frozenset({__file__})
 #: Files below a design: a step is shown at the line that asked for it, the with statement of a
 #: contextmanager included. A model adds its own.
 BELOW: Final[set[str]] = {__file__, contextlib.__file__}
+
+#: All files of balloonvq, the shipped designs included.
+SHIPPED: Final = frozenset(
+    {
+        contextlib.__file__,
+        *(f"{root}/{name}" for root, _, names in os.walk(Path(__file__).parent.parent) for name in names),
+    }
+)
+
+#: Where no frame is of a file that is looked for.
+NOWHERE: Final[Place] = ("?", 0)
 
 
 class Actor(Atom):
@@ -95,6 +112,7 @@ class Actor(Atom):
         "running",
         "stack_bytes",
         "turned",
+        "users_where",
         "where",
         "wrote",
     )
@@ -119,7 +137,8 @@ class Actor(Atom):
         self.wrote = True
         self.anchor: Hashable = None
         self.turned = False
-        self.where: Place = ("?", 0)
+        self.where: Place = NOWHERE
+        self.users_where: Place = NOWHERE
         self.reach: Reach | None = None
         #: The operation and the value of which `blocked` says whether it blocks.
         self.asked: Operation | None = None
@@ -457,7 +476,9 @@ class ControlledRuntime(Atom):
             world.complete = True
             world.start = list(self.values)
         elif world.start != self.values or len(self.actors) != len(world.actors):
-            raise Nondeterminism(f"building {world.program.name} again made another first state")
+            raise Nondeterminism(
+                f"building {world.program.name} again made another first state", hint=FROM_RUNTIME
+            )
 
     # -- declarations, for `build` -------------------------------------------
 
@@ -741,7 +762,7 @@ _placed: list[CodeType] = []
 def _place(frame: FrameType | None) -> Place:
     """A place that is not known yet; it is from then on."""
     if frame is None:
-        return ("?", 0)
+        return NOWHERE
     code = frame.f_code
     _placed.append(code)
     return _places.setdefault((id(code), frame.f_lasti), (code.co_filename, frame.f_lineno))
@@ -749,6 +770,9 @@ def _place(frame: FrameType | None) -> Place:
 
 #: place_of(frame): the innermost line that is not of a file `BELOW` a design.
 place_of: Final = functools.partial(place, BELOW, _places, _place)
+
+#: users_place_of(frame): the innermost line of a file that is not shipped, or `NOWHERE`.
+users_place_of: Final = functools.partial(place, SHIPPED, _places, _place)
 
 
 # -- greenlets that are used again ---------------------------------------------------

@@ -29,6 +29,7 @@ from balloonvq.explore.world import CLOCK, World
 from balloonvq.runtime import Stopped
 from balloonvq.runtime.controlled import (
     BELOW,
+    NOWHERE,
     TICK,
     Actor,
     ControlledRuntime,
@@ -37,6 +38,7 @@ from balloonvq.runtime.controlled import (
     give_back,
     place_of,
     take_greenlet,
+    users_place_of,
 )
 
 __all__ = ["Execution", "LogEntry", "error_text", "run_on"]
@@ -69,7 +71,8 @@ class Execution(ControlledRuntime):
             nobody can go on) and this execution; returns one of them. None is the default
             policy `run_on`, for speed without recording `decisions`.
         log: keep every operation in `log`.
-        places: keep file and line of every operation in `places`.
+        places: keep file and line of every operation in `places`, and the innermost line of a file of the
+            user in `users_places`.
         stop_on_error: end the execution when an actor raises; otherwise that actor is dead, with
             its locks held, and the others go on.
         stop_on_broken: end the execution at a scheduling point where an invariant of every state does not
@@ -89,6 +92,7 @@ class Execution(ControlledRuntime):
         self.strategy = strategy or run_on
         self.log: list[LogEntry] | None = [] if log or places else None
         self.places: list[Place] | None = [] if places else None
+        self.users_places: list[Place] = []
         self.decisions: list[Decision] = []
         self.steps = 0
         self.choice = 0
@@ -113,7 +117,9 @@ class Execution(ControlledRuntime):
         if actor is None:
             return ControlledRuntime.perform(self, operation)
         if self.places is not None:
-            actor.where = place_of(sys._getframe(1))
+            frame = sys._getframe(1)
+            actor.where = place_of(frame)
+            actor.users_where = users_place_of(frame)
         if operation.visible:
             actor.pending = operation
             if anchor is not None or operation in self._spins_on:
@@ -168,6 +174,7 @@ class Execution(ControlledRuntime):
             self.log.append((actor.index, operation, observed, before, after))
             if self.places is not None:
                 self.places.append(actor.where)
+                self.users_places.append(actor.users_where)
 
     def parked(self, actor: Actor) -> bool:
         """Whether this actor, about to relax, would only do again what it did."""
@@ -253,6 +260,7 @@ class Execution(ControlledRuntime):
             self.log.append((-1, None, None, self.values[CLOCK], after[CLOCK]))
             if self.places is not None:
                 self.places.append(("clock", 0))
+                self.users_places.append(NOWHERE)
         self.values = after
 
     def _job(self, actor: Actor) -> Callable[[], greenlet]:

@@ -20,6 +20,7 @@ from balloonvq.explore.world import World
 from balloonvq.runtime import Stopped
 from balloonvq.runtime.controlled import (
     BELOW,
+    NOWHERE,
     Actor,
     ControlledMutex,
     ControlledRuntime,
@@ -27,6 +28,7 @@ from balloonvq.runtime.controlled import (
     give_back,
     place_of,
     take_greenlet,
+    users_place_of,
 )
 
 __all__ = ["Fed", "Foreseen", "Run"]
@@ -75,6 +77,7 @@ class Fed(ControlledRuntime):
                 if state is not None:
                     anchor = (state, tuple(mutex.name for mutex in actor.held))
             run.at = (operation, anchor, where)
+            run.users_place = users_place_of(frame)
             self._main.switch()
             if self.ended:
                 raise Stopped
@@ -178,7 +181,7 @@ class Run:
 
     __slots__ = (
         "_held", "_pending", "_running", "_stack_bytes", "actor", "ahead", "anchored", "at", "error", "fed",
-        "finished", "runtime", "told",
+        "finished", "runtime", "told", "users_place",
     )  # fmt: skip
 
     def __init__(
@@ -188,7 +191,9 @@ class Run:
         self.actor = fed.actors[index]
         self.anchored = anchored
         #: (operation, anchor, place) that the actor has stopped at; the operation is None at the end.
-        self.at: tuple[Operation | None, Hashable, Place] = (None, None, ("?", 0))
+        self.at: tuple[Operation | None, Hashable, Place] = (None, None, NOWHERE)
+        #: The innermost line there of a file of the user.
+        self.users_place: Place = NOWHERE
         #: What is still ahead, the next one last.
         self.ahead = [*ahead][::-1]
         self.fed: Any = None
@@ -239,7 +244,8 @@ class Run:
 
     def _begin(self) -> greenlet:
         following = self.runtime.live(self.actor)
-        self.at = (None, None, ("?", 0))
+        self.at = (None, None, NOWHERE)
+        self.users_place = NOWHERE
         return following
 
     def _enter(self) -> None:
