@@ -45,6 +45,26 @@ def test_inflate_and_deflate_are_relative_and_target_is_absolute(on: Call, machi
         assert machine.actual_pages == pages
 
 
+def test_a_deflate_below_the_target_names_the_target(on: Call, machine: FakeMachine) -> None:
+    assert on("target", "8M").exit_code == 0
+    error = error_of(on("deflate", "9M", "--json"))
+    assert error["what"] == "the balloon cannot shrink by 9M"
+    assert error["why"].startswith("its target is 8 MiB, and deflate counts from that (state: target 8 MiB")
+    assert error["hint"].startswith("balloonctl target 0")
+    # Where the balloon is above its target, setting that again is no help.
+    machine.target_pages, machine.stuck_pages = 0, machine.actual_pages
+    machine.reason = "deadlocked"
+    error = error_of(on("deflate", "1M", "--json"))
+    assert (error["exit_code"], error["error"]) == (1, "BalloonError")
+    assert error["why"].startswith("its target is 0 B")
+    assert "the guest is deadlocked" in error["why"]
+    assert error["hint"] == "balloonctl status shows the circle; balloonctl stop ends the machine"
+    machine.stuck_pages = None
+    error = error_of(on("deflate", "1M", "--json"))
+    assert "deadlock" not in error["why"]
+    assert error["hint"] == "balloonctl watch shows it on its way to its target"
+
+
 def test_both_figures_are_shown(on: Call) -> None:
     result = on("inflate", "256M")
     assert "target 256 MiB, actual 256 MiB" in result.stdout

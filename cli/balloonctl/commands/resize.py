@@ -125,12 +125,22 @@ def make_plan(verb: str, size: Size, status: dict[str, Any]) -> Plan:
             hint=f"balloonctl target {ram // PAGE - 1}p leaves one page",
         )
     if after < 0:
-        raise BalloonError(
-            f"the balloon cannot shrink by {size}",
-            why=f"it is smaller than that ({now})",
-            hint="balloonctl target 0 gives everything back to the guest",
-        )
+        raise _too_much_back(size, before, int(actual), now, status)
     return Plan(verb, size, int(ram), int(actual), before, after)
+
+
+def _too_much_back(size: Size, target: int, actual: int, now: str, status: dict[str, Any]) -> BalloonError:
+    """Why `deflate` cannot ask for less: it counts from the target, whatever the balloon has now."""
+    why = f"its target is {human(target)}, and deflate counts from that ({now})"
+    hint = "balloonctl target 0 gives everything back to the guest" if target else ""
+    if actual > target:
+        balloon = status.get("balloon") or {}
+        if balloon.get("state") == "short" and balloon.get("reason") in _REASONS:
+            _, words, hint = _REASONS[balloon["reason"]]
+            why += f"; it is above its target: {words}"
+        else:
+            hint = "balloonctl watch shows it on its way to its target"
+    return BalloonError(f"the balloon cannot shrink by {size}", why=why, hint=hint)
 
 
 _REASONS: dict[str, tuple[type[BalloonError], str, str]] = {
