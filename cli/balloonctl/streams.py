@@ -15,8 +15,8 @@ __all__ = ["output_is_lost", "prepare", "prints_to_stderr", "silence"]
 
 #: What a sign becomes where the encoding lacks it; of the same width, so that columns stay aligned.
 _SIGNS = str.maketrans(
-    "✓✗→←↑↓×µ·…–—−│─●○░▒▓█▁▂▃▄▅▆▇",
-    "+x><^vxu..---|-*o.:##__..::#",
+    "✓✗→←↑↓×µ·…–—−│─●○░▒▓█▁▂▃▄▅▆▇┃‖≤▏▎▍▌▋▊▉",
+    "+x><^vxu..---|-*o.:##__..::#||<::::###",
 ) | dict.fromkeys(map(ord, "┌┐└┘├┤┬┴┼"), "+")
 
 _ERRORS = "balloonctl-signs"

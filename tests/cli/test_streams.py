@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from balloonctl import streams
 
 PROGRAM = [sys.executable, "-m", "balloonctl"]
 
@@ -113,3 +116,43 @@ def test_lines_in_a_pipe_have_no_blanks_at_their_ends(command: str, color: str) 
     text = re.sub(r"\x1b\[[0-9;]*m", "", shell(f'"$@" {command} --color {color}').stdout)
     assert len(text.splitlines()) > 5
     assert [line for line in text.splitlines() if line != line.rstrip()] == []
+
+
+def shown_texts(path: Path) -> set[str]:
+    """The texts of a module that may be printed: all but docstrings, and the table of signs itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    scopes = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, scopes)}
+    texts = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    return texts - docstrings
+
+
+def test_every_sign_that_is_shown_has_one_in_ascii() -> None:
+    root = Path(__file__).resolve().parent.parent.parent
+    modules = [*(root / "cli").rglob("*.py"), *(root / "vq").rglob("*.py")]
+    signs = {sign for path in modules for text in shown_texts(path) for sign in text if not sign.isascii()}
+    assert {"\u2713", "\u2503"} <= signs
+    text = "".join(sorted(signs))
+    substitutes = streams._degrade(UnicodeEncodeError("ascii", text, 0, len(text), "not in range"))[0]
+    assert "?" not in substitutes, [sign for sign, sub in zip(text, substitutes, strict=True) if sub == "?"]
+
+
+def test_the_mark_of_the_target_in_ascii() -> None:
+    line = """import sys
+from balloonctl.render.status import gauge
+from balloonctl.streams import prepare
+prepare()
+print(gauge(40, 20, 100, 10).plain)"""
+    done = subprocess.run(
+        [sys.executable, "-c", line],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "##|#......\n"
