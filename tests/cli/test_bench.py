@@ -587,3 +587,4 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, data: st.DataObject) 
 def test_percentages_that_are_none(call: Call, typed: str) -> None:
     result = call("bench", "compare", "a", "b", "--fail-above", typed)
     assert result.exit_code == 2
+    assert ("hint: write 5% for 5 per cent" in result.stderr) == (typed == "5")

@@ -332,7 +332,7 @@ def _points(
 
 
 class Percentage(click.ParamType[float]):
-    """A share of something: 5% is 0.05."""
+    """A share of something: 5% is 0.05. A number without the sign could mean either, and is refused."""
 
     name = "percentage"
 
@@ -342,10 +342,16 @@ class Percentage(click.ParamType[float]):
             return value
         found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{0,6})?)\s*%", str(value).strip())
         if found is None:
-            self._refuse(str(value), origin(ctx, param))
+            self._refuse(str(value).strip(), origin(ctx, param))
         return float(found[1]) / 100
 
     def _refuse(self, text: str, why: str) -> NoReturn:
+        if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
+            raise InvalidArgument(
+                f"{text} is no percentage: it has no %",
+                why=why or "without it, 0.05 could be a twentieth or a twentieth of a per cent",
+                hint=f"write {text}% for {text} per cent",
+            )
         raise InvalidArgument(f"{text} is no percentage", why=why, hint="write it as 5% or 12.5%")
 
 
@@ -356,7 +362,7 @@ class Percentage(click.ParamType[float]):
     "--fail-above",
     type=Percentage(),
     metavar="PERCENT",
-    help="Exit 4 if a row is slower by more than this.",
+    help="Exit 4 if a row is slower by more than this, as 5%.",
 )
 @click.option(
     "--relative",
