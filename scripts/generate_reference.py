@@ -5,7 +5,7 @@ and `<!-- end -->` is replaced. The JSON Schemas are whole files. With --check
 nothing is written, and the exit code is 1 if something is stale.
 
     cli       every command and option, from click's tree
-    errors    the tree and the classes, from balloonvq.errors
+    errors    the tree of balloonvq.errors, and all classes that an error may have
     json      the documents and their fields, from the dataclasses of DOCUMENTS
     c-api     the interface of the C core, from the headers
     design-api  what a locking design may call, from the docstrings
@@ -18,6 +18,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ from typing import Any
 import click
 import msgspec
 
+import balloonctl
+import balloonvq
+from balloonctl import failures
 from balloonvq import counters, errors
 from balloonvq.bench import compare, results
 
@@ -129,9 +133,8 @@ def error_schema() -> dict[str, Any]:
             "schema": {"const": "balloonctl/error/1"},
             "error": text
             | {
-                "description": "The class: one of the tree of errors, or of the command line: UsageError, "
-                "Interrupted, ForeignPeer, CannotWrite.",
-                "examples": sorted(errors.__all__),
+                "description": "The class: one of the examples, which are all that there are in this version.",
+                "examples": sorted({*(kind.__name__ for kind, _ in error_classes()), *failures.OTHER_ERRORS}),
             },
             "what": text | {"description": "What happened."},
             "why": text | {"description": "The state that explains it; may be empty."},
@@ -223,20 +226,41 @@ def json_reference() -> str:
 # ---- errors -----------------------------------------------------------------
 
 
+def error_classes() -> list[tuple[type[errors.BalloonError], int]]:
+    """Every public error of both packages, and how far below the root it stands; parents first.
+
+    Below a class those of balloonvq.errors stand in its order, then those of other modules by name.
+    """
+    for package in (balloonvq, balloonctl):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith(".__main__"):
+                importlib.import_module(module.name)
+
+    def elsewhere(kind: type) -> tuple[bool, str]:
+        other = kind.__module__ != errors.__name__
+        return other, kind.__name__ if other else ""
+
+    def walk(kind: type[errors.BalloonError], depth: int) -> Iterator[tuple[type[errors.BalloonError], int]]:
+        yield kind, depth
+        for child in sorted(kind.__subclasses__(), key=elsewhere):
+            if not child.__name__.startswith("_"):
+                yield from walk(child, depth + 1)
+
+    return list(walk(errors.BalloonError, 0))
+
+
 def errors_reference() -> str:
     """The tree, then a line for each class."""
     tree = re.search(r"::\n\n(.*?)\n\n(?=\S)", inspect.getdoc(errors) or "", re.DOTALL)
     lines = ["```text", inspect.cleandoc(tree[1]) if tree else "", "```", ""]
     lines += ["| class | exit code | meaning |", "|---|---|---|"]
-
-    def walk(kind: type[errors.BalloonError], depth: int) -> Iterator[str]:
+    for kind, depth in error_classes():
         about = (inspect.getdoc(kind) or "").partition("\n")[0]
-        yield f"| {'&emsp;' * depth}`{kind.__name__}` | {kind.exit_code} | {about} |"
-        for child in kind.__subclasses__():
-            if child.__module__ == errors.__name__:
-                yield from walk(child, depth + 1)
-
-    return "\n".join([*lines, *walk(errors.BalloonError, 0), ""])
+        where = "" if kind.__module__ == errors.__name__ else f" (`{kind.__module__}`)"
+        lines.append(f"| {'&emsp;' * depth}`{kind.__name__}` | {kind.exit_code} | {about}{where} |")
+    for name, (code, about) in failures.OTHER_ERRORS.items():
+        lines.append(f"| `{name}` | {code} | {about} |")
+    return "\n".join([*lines, ""])
 
 
 # ---- the command line -------------------------------------------------------

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXIT_CODES",
+    "OTHER_ERRORS",
     "Failure",
     "Interrupted",
     "Leave",
@@ -50,6 +51,13 @@ _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _USAGE = 2
 _CANNOT_WRITE = "CannotWrite"
+
+#: What `error` is called where no BalloonError stands behind it: its exit code, and what it means.
+OTHER_ERRORS: dict[str, tuple[int, str]] = {
+    "UsageError": (_USAGE, "The command line is wrong; the hint names the help."),
+    "FileError": (1, "A file that an option or argument names cannot be opened."),
+    _CANNOT_WRITE: (1, "The result cannot be written: stdout is closed or full."),
+}
 
 
 class Interrupted(BalloonError):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import jsonschema
 import pytest
 
+from balloonctl import failures
 from balloonvq import errors
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -79,6 +83,51 @@ def test_each_error_is_a_valid_document() -> None:
         extra = {"errno": 12} if name == "CoreError" else {}
         error = getattr(errors, name)("something happened", why="as it is", hint="do this", **extra)
         jsonschema.validate(error.as_document(), schema)
+
+
+def error_names() -> set[str]:
+    """What `error` can be, by the sources: public subclasses of BalloonError, and names that failures.py writes."""
+    bases: dict[str, set[str]] = {}
+    for path in (*(ROOT / "vq").rglob("*.py"), *(ROOT / "cli").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                names |= {base.attr for base in node.bases if isinstance(base, ast.Attribute)}
+                bases.setdefault(node.name, set()).update(names)
+    found = {"BalloonError"}
+    while more := {name for name, above in bases.items() if above & found} - found:
+        found |= more
+    for node in ast.walk(ast.parse(inspect.getsource(failures))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Failure":
+            first = node.args[0]
+            if isinstance(first, ast.Name):
+                found.add(getattr(failures, first.id))
+            elif isinstance(first, ast.Constant):
+                found.add(first.value)
+    kinds = {name for name, kind in vars(click.exceptions).items() if isinstance(kind, type)}
+    click_only = {
+        name
+        for name in kinds
+        if issubclass(kind := getattr(click.exceptions, name), click.ClickException)
+        and not issubclass(kind, click.UsageError)
+    }
+    # Click raises no bare ClickException, we neither; a broken pipe is never printed.
+    return {name for name in found | click_only if not name.startswith("_")} - {
+        "ClickException",
+        "BrokenPipe",
+    }
+
+
+def test_every_class_that_an_error_can_have_is_in_the_reference() -> None:
+    names = error_names()
+    assert {"Nondeterminism", "ReplayDiffers", "ForeignPeer", "UsageError", "CannotWrite"} <= names
+    page = (ROOT / "docs/reference/errors.md").read_text()
+    listed = dict(re.findall(r"^\| (?:&emsp;)*`(\w+)` \| (\d+) \|", page, re.MULTILINE))
+    assert set(listed) == names
+    schema = json.loads((SCHEMAS / "error-1.json").read_text())
+    assert set(schema["properties"]["error"]["examples"]) == names
+    assert failures.describe(click.UsageError("wrong")).exit_code == int(listed["UsageError"])
+    assert failures.describe(click.FileError("name")).exit_code == int(listed["FileError"])
 
 
 def test_exit_codes_of_errors_are_on_the_page() -> None:
