@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem, ShellComplete
+from click.shell_completion import ShellComplete
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter, ThreadedCompleter
 from prompt_toolkit.document import Document
@@ -38,6 +38,9 @@ from balloonvq.errors import BalloonError
 __all__ = ["Shell", "ShellCompleter", "toolbar_text"]
 
 _REFRESH = 0.5
+
+#: How a completion ends behind which more of the same word follows.
+_GOES_ON = ("=", "/", ",", "+")
 
 
 def toolbar_text(status: dict[str, Any] | None) -> str:
@@ -73,17 +76,23 @@ class ShellCompleter(Completer):
             items = complete.get_completions(words, incomplete)
         except Exception:  # noqa: BLE001 - a line that cannot be parsed yet has no completions
             return
-        for item in items:
-            yield from self._offer(item, incomplete, complete_event)
-
-    def _offer(
-        self, item: CompletionItem[str], incomplete: str, event: CompleteEvent
-    ) -> Iterator[Completion]:
-        """One item; "file" stands for all paths."""
-        if item.type in {"file", "dir"}:
-            yield from self._paths.get_completions(Document(incomplete), event)
-        elif item.value and item.value.startswith(incomplete):
-            yield Completion(item.value, -len(incomplete), display_meta=item.help or "")
+        if any(
+            item.type in {"file", "dir"} for item in items
+        ):  # stands for all paths, which go on behind a slash
+            yield from self._paths.get_completions(Document(incomplete), complete_event)
+        fitting = [
+            item
+            for item in items
+            if item.type not in {"file", "dir"} and item.value and item.value.startswith(incomplete)
+        ]
+        for item in fitting:
+            whole = len(fitting) == len(items) == 1 and not item.value.endswith(_GOES_ON)
+            yield Completion(
+                item.value + " " * whole,
+                -len(incomplete),
+                display=item.value,
+                display_meta=item.help or "",
+            )
 
 
 class _Watcher(threading.Thread):

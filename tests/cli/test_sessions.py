@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from cli_fakes import MIB, FakeMachine, World
+from click.shell_completion import CompletionItem
 from click.testing import CliRunner, Result
 
 from balloonctl.context import Settings
@@ -357,6 +359,17 @@ def test_info_names_a_wrong_key_of_any_command(call: Call) -> None:
     assert "did you mean interval?" in result.stderr
 
 
+def test_whether_a_script_may_be_read_is_found_out_by_reading_it(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Asked before, it was a usage error, where a script that is not there is none.
+    monkeypatch.setattr(os, "access", lambda *_given, **_named: False)
+    assert call("run", script(tmp_path / "a.balloon", "echo read")).stdout == "read\n"
+    missing = call("run", str(tmp_path / "absent"))
+    assert missing.exit_code == 1
+    assert "why: No such file or directory" in missing.stderr
+
+
 # -- completion at the prompt ----------------------------------------------------------------------------------------
 
 
@@ -373,15 +386,32 @@ def completions(text: str, machine: FakeMachine | None = None) -> dict[str, str]
     return {item.text: item.display_meta_text for item in found}
 
 
+def test_a_space_follows_a_unique_whole_word_only(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(completions("infl")) == list(completions("inflate")) == ["inflate "]
+    # More than one: the word may go on.
+    assert list(completions("st")) == [name.strip() for name in completions("st")]
+    assert len(completions("st")) > 1
+    # Paths go on behind a slash, and a design may be a file.
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "script.balloon").touch()
+    monkeypatch.chdir(tmp_path)
+    assert list(completions("run scrip")) == ["t.balloon", "ts"]
+    # What ends with a sign that more follows is not whole.
+    monkeypatch.setattr(main, "shell_complete", lambda ctx, incomplete: [CompletionItem("state=")])
+    assert list(completions("sta")) == ["state="]
+
+
 def test_completion_at_the_prompt(world: World) -> None:
-    assert "memory" in completions("infl")["inflate"]
+    assert "memory" in completions("infl")["inflate "]
     assert "sleep" in completions("")
     assert "start" in completions("inflate 64M; st")
-    assert "more PFNs" not in completions("inflate 64M --dr")["--dry-run"]
-    assert list(completions("start --design co")) == ["coarse"]
+    assert "more PFNs" not in completions("inflate 64M --dr")["--dry-run "]
+    assert list(completions("start --design co")) == ["coarse "]
     assert set(completions("status --output ")) == {"table", "json", "jsonl", "plain"}
     assert completions("echo 'open") == {}
-    assert completions("inflate 'open --d") == {} or "--dry-run" in completions("inflate 'open --d")
+    assert completions("inflate 'open --d") == {} or "--dry-run " in completions("inflate 'open --d")
 
 
 def test_the_toolbar() -> None:
