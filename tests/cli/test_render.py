@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +84,14 @@ def test_ps_on_a_narrow_terminal(width: int, snapshot: Any) -> None:
         {"name": "c", **to_document(busy().status())},
     ]
     assert draw(render_ps({"machines": rows}), width) == snapshot
+
+
+def test_status_without_a_guest() -> None:
+    document = to_document(FakeMachine().status()) | {"state": "waiting", "device_status": []}
+    text = draw(render_status(document), 120)
+    assert re.search("^balloon +no guest is attached$", text, re.MULTILINE)
+    assert re.search("^device +no driver; ", text, re.MULTILINE)
+    assert "settled" not in text
 
 
 def test_status_in_trouble(snapshot: Any) -> None:

@@ -103,6 +103,8 @@ def _balloon_text(status: Mapping[str, Any]) -> Text:
         if reason == "kernel-bug" and (raised := _RAISED.search(status.get("trouble") or "")):
             words = f"a task of the guest ended with {raised[1]}"
         return Text.assemble((f"✗ {where} its target", "yellow"), f": {words}")
+    if state == "settled" and status["state"] == "waiting":
+        return Text(_REASONS["no-guest"])
     if state == "settled" and status.get("discard_backlog_bytes"):
         return Text.assemble(("✓ settled", "green"), ": acknowledged; the host is still getting memory back")
     return Text(f"✓ {state}" if state == "settled" else state, "green" if state == "settled" else "cyan")
@@ -153,7 +155,7 @@ def _overview(status: Mapping[str, Any]) -> Columns:
     if "features" in status:
         add("features", " ".join(status["features"]) or "none")
         memory = f"{status['memory']} memory, " if status.get("memory") else ""
-        device = " ".join(status["device_status"])
+        device = " ".join(status["device_status"]) or "no driver"
         add("device", f"{device}; {memory}discard by {status['discard']}")
     return Columns(rows, fold=True)
 
