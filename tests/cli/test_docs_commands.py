@@ -8,7 +8,8 @@ A block is replayed if it is fenced as `console`. In it:
     … alone          matches any number of lines
 
 A command that fails, fails the test; write `|| echo "exit code $?"` where failing is what is shown. A
-block that cannot be run has the comment `<!-- not run: why -->` in the line above it.
+block that cannot be run has the comment `<!-- not run: why -->` in the line above it. A Python file that the commands
+need is a `python` block with the comment `<!-- file: NAME -->` in the line above it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^>]+?) -->\n)?```console\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
+FILE = re.compile(r"<!-- file: (?P<name>[\w.]+) -->\n```python\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass
@@ -90,7 +92,10 @@ def test_the_commands_of_a_page_do_what_it_shows(page: str, runtime_dir: Path, t
         "NO_COLOR": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    for step in steps_of((ROOT / page).read_text()):
+    text = (ROOT / page).read_text()
+    for file in FILE.finditer(text):
+        (tmp_path / file["name"]).write_text(file["text"])
+    for step in steps_of(text):
         done = subprocess.run(
             ["bash", "-c", step.command],
             cwd=tmp_path,
