@@ -70,6 +70,54 @@ def test_regression_the_page_that_moved_is_named_on_the_page() -> None:
     assert escape("page 0: listed (host) -> isolated (host)") in html
 
 
+def _thrice(kind: Kind, *whats: str, timelines: tuple[Any, ...] = (PAGES, DEADLOCK, PAGES)) -> dict[str, Any]:
+    """The document of as many bugs; the first is the shortest, unless told otherwise."""
+    scenarios = (OOM, CROWD, CALM)
+    drawn = zip(scenarios, timelines, whats, strict=True)
+    return document(*(broken(one, timeline=line, kind=kind, what=what) for one, line, what in drawn))
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_regression_the_same_bug_is_drawn_once_where_it_is_shortest(width: int, snapshot: Any) -> None:
+    whats = ("O: KernelBug(freed)", "W: KernelBug(freed)", "P: KernelBug(freed)")
+    drawn = _thrice(Kind.ERROR, *whats, timelines=(DEADLOCK, PAGES, DEADLOCK))
+    drawn["results"][0]["live"] = {"times": 10, "confirmed": 2, "difference": "W has ended", "why": ""}
+    drawn["results"][2]["live"] = {"times": 10, "confirmed": 10, "difference": "", "why": ""}
+    text = draw(render_explore(drawn), width)
+    assert text.count("*** BUG ***") == 1
+    assert f"BUG  coarse / {CROWD.name} | 3 steps" in text
+    assert re.search(rf"^  {OOM.name} +5 steps  bx1.k3f9.102.7c2a$", text, re.MULTILINE)
+    assert re.search(rf"^  {CALM.name} +5 steps  bx1.k3f9.102.7c2a$", text, re.MULTILINE)
+    assert text == snapshot
+    page = explore_page(drawn, "")
+    assert page.count('class="steps"') == 3
+
+
+def test_regression_bugs_of_which_another_thing_is_wrong_are_all_drawn() -> None:
+    text = draw(render_explore(_thrice(Kind.ERROR, "O: KernelBug(a)", "W: KernelBug(b)", "W: KernelBug(a)")))
+    assert text.count("*** BUG ***") == 2
+    assert "The same in 1 more scenario; balloonctl replay STRING shows one:" in text
+    round_ = "O for ever without progress"
+    elsewhere = replace(
+        LIVELOCK, lines=(*LIVELOCK.lines[:-1], replace(LIVELOCK.lines[-1], place="split.py:7"))
+    )
+    circles = (LIVELOCK, elsewhere, LIVELOCK)
+    text = draw(render_explore(_thrice(Kind.LIVELOCK, round_, round_, round_, timelines=circles)))
+    assert text.count("*** LIVELOCK ***") == 2
+
+
+def test_regression_the_same_bug_in_a_scenario_of_ones_own_names_its_file() -> None:
+    drawn = _thrice(Kind.AT_REST, "stale", "stale", "stale")
+    for result in drawn["results"]:
+        result["design"] = "a b.py:Mine"
+    drawn["results"][1]["scenario"] = "own.py:MINE"
+    text = draw(render_explore(drawn), 120)
+    assert "balloonctl replay STRING --design 'a b.py:Mine' shows one:" in text
+    assert re.search(
+        r"^  own\.py:MINE +5 steps  bx1\.k3f9\.102\.7c2a --scenario own\.py:MINE$", text, re.MULTILINE
+    )
+
+
 def test_a_schedule_with_fewer_preemptions_is_named_beside_the_shortest() -> None:
     drawn = document(broken(fewest=DEADLOCK))
     text = draw(render_explore(drawn))

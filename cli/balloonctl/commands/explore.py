@@ -478,7 +478,8 @@ def explore(
     """Look at every interleaving of a locking design: PROVED, a BUG with its shortest schedule, or INCOMPLETE.
 
     DESIGN is a name that `balloonctl designs` lists, or path/to/file.py:ClassName.
-    Its own code runs; nothing is modelled twice. Exit code 0: all proved; 3: a bug; 5: incomplete.
+    Its own code runs; nothing is modelled twice. A bug that several scenarios have is drawn once, where its schedule is
+    shortest; --json and --html have all. Exit code 0: all proved; 3: a bug; 5: incomplete.
     """
     # Those that are called as functions of Python are.
     options, every, only_list, property_name = (named[name] for name in ("set", "all", "list", "property"))

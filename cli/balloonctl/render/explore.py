@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from shlex import join
 from textwrap import wrap
 from typing import Any
@@ -58,13 +59,14 @@ def design_name(result: Mapping[str, Any]) -> str:
     return " ".join([result["design"], *(f"{name}={value}" for name, value in result["set"].items())])
 
 
+def _own(result: Mapping[str, Any], member: str) -> list[str]:
+    """The option that `replay` needs for a design or a scenario of a file, where alone it is found."""
+    return [f"--{member}", result[member]] if ":" in result[member] else []
+
+
 def replay_command(result: Mapping[str, Any], string: str) -> str:
-    """What shows a schedule again; those of a file are found in it only."""
-    words = ["balloonctl", "replay", string]
-    for member in ("design", "scenario"):
-        if ":" in result[member]:
-            words += [f"--{member}", result[member]]
-    return join(words)
+    """What shows a schedule again."""
+    return join(["balloonctl", "replay", string, *_own(result, "design"), *_own(result, "scenario")])
 
 
 class _Joined:
@@ -106,6 +108,58 @@ def _bug(result: Mapping[str, Any]) -> RenderableType:
         words = [f" With fewer preemptions: {length(fewest)}", replay_command(result, fewest["replay"])]
         parts.append(_Joined(map(Text, words)))
     return Group(*parts)
+
+
+def _sameness(result: Mapping[str, Any]) -> Hashable:
+    """Equal for bugs that are the same one, as far as can be told.
+
+    That is what is wrong; of an error whoever dies of it; of a livelock also the lines between which it goes round, since
+    all say the same of themselves.
+    """
+    what, schedule = result["what"], result["schedule"]
+    if result["kind"] == "error":
+        what = what.partition(": ")[2] or what
+    circle: frozenset[str] = frozenset()
+    if schedule is not None and schedule["loop"] is not None:
+        circle = frozenset(step["place"] for step in schedule["steps"] if step["step"] >= schedule["loop"])
+    return design_name(result), result["kind"], what, circle
+
+
+def _steps(result: Mapping[str, Any]) -> int:
+    """How long the shortest schedule is; one that nobody has is longest."""
+    return sys.maxsize if result["schedule"] is None else int(result["schedule"]["length"])
+
+
+def _others(results: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """Further scenarios with a bug that has been drawn, a line each."""
+    command = join(["balloonctl", "replay", "STRING", *_own(results[0], "design")])
+    yield Text(f" The same in {plural(len(results), 'more scenario')}; {command} shows one:")
+    rows = []
+    for result in results:
+        schedule, string = result["schedule"], result["replay"]
+        steps = "" if schedule is None else plural(schedule["length"], "step")
+        words = "" if string is None else " ".join([string, join(_own(result, "scenario"))]).rstrip()
+        rows.append((result["scenario"], steps, words))
+    names, lengths = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for result, (name, steps, words) in zip(results, rows, strict=True):
+        yield Text(f"  {name:<{names}}  {steps:>{lengths}}  {words}".rstrip())
+        live = result["live"]
+        if live is not None and live["confirmed"] < live["times"]:
+            yield Text("    ") + confirmed(live)
+
+
+def _bugs(results: Iterable[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """Each bug once, where its schedule is shortest, and below it where else it is."""
+    found: dict[Hashable, list[Mapping[str, Any]]] = {}
+    for result in results:
+        if result["verdict"] == "BUG":
+            found.setdefault(_sameness(result), []).append(result)
+    for same in found.values():
+        drawn_one = min(same, key=_steps)
+        yield _bug(drawn_one)
+        others = [result for result in same if result is not drawn_one]
+        if others:
+            yield from _others(others)
 
 
 # ---- documents --------------------------------------------------------------
@@ -186,10 +240,9 @@ def line(result: Mapping[str, Any], width: int) -> _Line:
 
 
 def render_rest(document: Mapping[str, Any]) -> RenderableType:
-    """What follows the lines: the timelines of the bugs, then how many of each verdict."""
+    """What follows the lines: a timeline of each bug, then how many of each verdict."""
     results = document["results"]
-    bugs = [_bug(result) for result in results if result["verdict"] == "BUG"]
-    return Group(*bugs, "", totals(results, document["seconds"]))
+    return Group(*_bugs(results), "", totals(results, document["seconds"]))
 
 
 def render_explore(document: Mapping[str, Any]) -> RenderableType:
