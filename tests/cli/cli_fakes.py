@@ -94,6 +94,7 @@ class FakeMachine:
     circle: DeadlockReport | None = None
     oom_outcome: str = "relieved"
     lost_pages: int = 0
+    broken_rules: dict[str, int] = field(default_factory=dict)
     stopped: bool = False
     targets: list[int] = field(default_factory=list)
     calls: list[tuple[str, Any]] = field(default_factory=list)
@@ -233,6 +234,7 @@ class FakeMachine:
             longest_wait_ns=560_000,
             killed="hog" if self.oom_outcome == "killed" else None,
             lost_pages=self.lost_pages,
+            broken_rules=self.broken_rules,
             while_filling=while_filling,
             gfp_fs=gfp_fs,
             deadlock=CIRCLE if self.oom_outcome == "deadlocked" else None,

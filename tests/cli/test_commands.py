@@ -65,6 +65,35 @@ def test_a_deflate_below_the_target_names_the_target(on: Call, machine: FakeMach
     assert error["hint"] == "balloonctl watch shows it on its way to its target"
 
 
+def test_rules_that_the_driver_broke_are_an_error_of_oom(on: Call, machine: FakeMachine) -> None:
+    result = on("oom")
+    assert result.exit_code == 0
+    assert "\u2713 relieved" in result.stdout
+    assert json.loads(on("oom", "--json").stdout)["broken_rules"] == {}
+    machine.broken_rules = {"pfns_duplicate": 135, "page_violations": 1}
+    result = on("oom")
+    assert result.exit_code == 3
+    assert "\u2717 relieved" in result.stdout
+    assert "\u2713" not in result.stdout
+    error = error_of(on("oom", "--json"))
+    assert error["error"] == "RuleBroken"
+    assert error["why"].startswith("135 PFNs inflated that the balloon held already, 1 pages handled")
+
+
+@pytest.mark.parametrize(
+    "name", ["page_violations", "pfns_duplicate", "pfns_out_of_range", "pfns_never_inflated"]
+)
+def test_rules_that_the_driver_broke_are_an_error_of_check(on: Call, machine: FakeMachine, name: str) -> None:
+    assert json.loads(on("check", "--json").stdout)["broken_rules"] == {}
+    machine.counters = Counters(**{name: 7})
+    result = on("check", "--json")
+    assert json.loads(result.stdout)["broken_rules"] == {name: 7}
+    assert error_of(result)["error"] == "RuleBroken"
+    result = on("check")
+    assert result.exit_code == 3
+    assert "\u2717 broken rules: 7 " in result.stdout
+
+
 def test_both_figures_are_shown(on: Call) -> None:
     result = on("inflate", "256M")
     assert "target 256 MiB, actual 256 MiB" in result.stdout

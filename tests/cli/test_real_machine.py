@@ -146,6 +146,37 @@ def test_modern_is_relieved_where_coarse_deadlocks(runtime_dir: Path) -> None:
     assert document("status")["state"] == "running"
 
 
+CARELESS = """from balloonvq.driver.designs.coarse import Coarse
+
+class Careless(Coarse):
+    name = "careless"
+
+    def leak(self, n):
+        leaked = super().leak(n)
+        if leaked:
+            self.vb.tell_host(self.vb.deflate_vq, self.pfns)  # once more
+        return leaked
+"""
+
+
+def test_a_driver_that_breaks_rules_is_told_of(runtime_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "careless.py").write_text(CARELESS)
+    run("start", "--ram", "32M", "--design", "./careless.py:Careless")
+    run("inflate", "8M")
+    run("check")
+    done = run("oom", "1M", code=0)  # all of it was free
+    assert "fitted" in done.stdout
+    done = run("oom", "--json", code=3)
+    report = json.loads(done.stdout)
+    assert report["outcome"] == "relieved"
+    assert report["broken_rules"] == {"pfns_never_inflated": report["balloon_pages"]}
+    assert json.loads(done.stderr.splitlines()[-1])["error"] == "RuleBroken"
+    assert "PFNs deflated that the balloon did not hold" in run("check", code=3).stderr
+    # What was broken before is not broken again.
+    run("oom", "1M", code=0)
+    run("status")
+
+
 def test_a_command_starts_the_default_machine_and_says_so(runtime_dir: Path) -> None:
     environment = {"BALLOONCTL_START_RAM": "32M"}
     done = subprocess.run(

@@ -134,6 +134,10 @@ class Counters:
     """Statistics buffers received."""
 
 
+#: The counters that only a driver, or a guest's kernel, that breaks a rule makes other than 0.
+BROKEN_RULES = ("page_violations", "pfns_duplicate", "pfns_out_of_range", "pfns_never_inflated")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
     """Service time of a queue's requests in the device, nanoseconds."""
@@ -288,6 +292,8 @@ class OomReport:
     """The task that the OOM killer chose."""
     lost_pages: int = 0
     """Pages of the task that lost their content, found when it let go."""
+    broken_rules: dict[str, int] = field(default_factory=dict)
+    """How often a rule was broken meanwhile, by the counter of `balloonctl/status/1` that counts it; empty: never."""
     while_filling: bool = False
     gfp_fs: bool = True
     deadlock: DeadlockReport | None = None

@@ -733,6 +733,7 @@ class Machine(MachineBase):
             pages = WHILE_FILLING_PAGES
         else:
             pages = free + max(self.runtime.batch, held // 2)
+        broken = self._broken_rules()
         hog = MemoryHog(self.kernel, pages, gfp_fs=gfp_fs, while_filling=while_filling)
         self.runtime.spawn("O", hog.role, hog.run)
         previous = self.device.target_pages
@@ -744,7 +745,18 @@ class Machine(MachineBase):
         deadlock = None if hog.over else self._deadlock
         if while_filling:
             self.set_target(previous)
-        return self._oom_report(hog, deadlock)
+        since = {name: number - broken[name] for name, number in self._broken_rules().items()}
+        return self._oom_report(hog, deadlock, {name: number for name, number in since.items() if number})
+
+    def _broken_rules(self) -> dict[str, int]:
+        """The counters of `BROKEN_RULES`."""
+        counted = self.device.counters()
+        return {
+            "page_violations": self.pages.counts().violations,
+            "pfns_duplicate": counted.pfns_duplicate,
+            "pfns_out_of_range": counted.pfns_out_of_range,
+            "pfns_never_inflated": counted.pfns_never_inflated,
+        }
 
     def _until_over(self, hog: MemoryHog) -> None:
         """Until the program has ended, or it is clear that it never will.
@@ -762,7 +774,9 @@ class Machine(MachineBase):
         if self._trouble is not None:
             raise self._trouble
 
-    def _oom_report(self, hog: MemoryHog, deadlock: DeadlockReport | None) -> OomReport:
+    def _oom_report(
+        self, hog: MemoryHog, deadlock: DeadlockReport | None, broken: dict[str, int]
+    ) -> OomReport:
         outcome: OomOutcome = "fitted"
         if deadlock is not None:
             outcome = "deadlocked"
@@ -782,6 +796,7 @@ class Machine(MachineBase):
             longest_wait_ns=hog.wait.longest_ns,
             killed=hog.victim,
             lost_pages=hog.lost,
+            broken_rules=broken,
             while_filling=hog.while_filling,
             gfp_fs=hog.gfp_fs,
             deadlock=deadlock,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -15,7 +16,7 @@ from balloonctl.render.units import size as human
 from balloonctl.sizes import Size, SizeType
 from balloonvq.errors import Deadlock, InvalidArgument, LostData, RuleBroken
 
-__all__ = ["oom"]
+__all__ = ["oom", "rules_broken"]
 
 
 @command("oom")
@@ -35,7 +36,8 @@ def oom(app: App, /, size: Size | None, while_filling: bool, no_fs: bool) -> int
     but at least 1 MiB more than is free; with --while-filling 4 MiB.
 
     Exit code 3 if nobody will ever go on: the tasks wait for each other (deadlocked: the report shows who holds
-    what and waits for what), or the task may not kill and retries without end (livelocked).
+    what and waits for what), or the task may not kill and retries without end (livelocked); and if a rule was
+    broken meanwhile: pages lost what the task had written, or the driver named pages that it should not have.
     """
     from balloonctl.render.oom import render_oom
 
@@ -89,3 +91,17 @@ def verdict(report: dict[str, Any]) -> None:
             why="the host discarded them while they were the task's",
             hint="balloonctl status counts them as lost_pages",
         )
+    broken = report.get("broken_rules")
+    if broken:
+        raise rules_broken(broken)
+
+
+def rules_broken(broken: Mapping[str, int]) -> RuleBroken:
+    """The error for counters of broken rules that are not 0."""
+    from balloonctl.render.oom import broken_text
+
+    return RuleBroken(
+        "the driver broke the balloon's rules",
+        why=broken_text(broken),
+        hint="balloonctl status counts them since the start; balloonctl explore DESIGN shows how a design comes to it",
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from balloonctl.render.oom import broken_text
 from balloonctl.render.units import count, pages
 
 __all__ = ["render_check", "render_compact"]
@@ -21,9 +22,12 @@ def render_compact(document: Mapping[str, Any]) -> Text:
 
 
 def render_check(document: Mapping[str, Any]) -> Text:
-    """How many pages were looked at, and how many had lost their content."""
+    """How many pages were looked at, how many had lost their content, and which rules were broken."""
     if document["lost_pages"]:
         words, style = f"✗ {pages(document['lost_pages'])} lost their content", "bold red"
     else:
         words, style = "✓ none lost its content", "green"
-    return Text.assemble(f"checked {pages(document['checked_pages'])}: ", (words, style))
+    text = Text.assemble(f"checked {pages(document['checked_pages'])}: ", (words, style))
+    if document.get("broken_rules"):
+        text.append(f"\n✗ broken rules: {broken_text(document['broken_rules'])}", "bold red")
+    return text

@@ -12,7 +12,14 @@ from rich.text import Text
 from balloonctl.render.deadlock import render_deadlock
 from balloonctl.render.units import count, duration, pages, size
 
-__all__ = ["render_oom"]
+__all__ = ["broken_text", "render_oom"]
+
+_BROKEN = {
+    "page_violations": "pages handled that were not where they should have been",
+    "pfns_duplicate": "PFNs inflated that the balloon held already",
+    "pfns_out_of_range": "PFNs outside guest memory",
+    "pfns_never_inflated": "PFNs deflated that the balloon did not hold",
+}
 
 _OUTCOMES = {
     "relieved": ("✓ relieved", "green", "the balloon gave up what the task still needed"),
@@ -23,9 +30,16 @@ _OUTCOMES = {
 }
 
 
+def broken_text(broken: Mapping[str, int]) -> str:
+    """Counters of broken rules in words."""
+    return ", ".join(f"{count(number)} {_BROKEN.get(name, name)}" for name, number in broken.items())
+
+
 def render_oom(report: Mapping[str, Any]) -> RenderableType:
     """The outcome, its figures, and the circle if there is one."""
     word, style, meaning = _OUTCOMES.get(report["outcome"], (report["outcome"], "", ""))
+    if report.get("broken_rules"):
+        word, style = word.replace("✓", "✗"), "bold red"
     grid = Table.grid(padding=(0, 2))
     grid.add_row("outcome", Text.assemble((word, style), f": {meaning}"))
     grid.add_row("allocated", f"{size(report['allocated_bytes'])} of {size(report['requested_bytes'])}")
@@ -47,6 +61,8 @@ def render_oom(report: Mapping[str, Any]) -> RenderableType:
         grid.add_row("how", ", ".join(filter(None, how)))
     if report.get("lost_pages"):
         grid.add_row("lost content", Text(f"✗ {pages(report['lost_pages'])}", "bold red"))
+    if report.get("broken_rules"):
+        grid.add_row("broken rules", Text(f"✗ {broken_text(report['broken_rules'])}", "bold red"))
     if report.get("deadlock"):
         return Group(grid, render_deadlock(report["deadlock"]))
     return grid
