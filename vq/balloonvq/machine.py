@@ -319,15 +319,19 @@ class Machine(MachineBase):
 
     def _stuck(self, what: str, why: str) -> BalloonError:
         """The error for guest code that does not go on, with the place where each task stands."""
+        design = self.config.design
+        users_file = str(PurePath(design.rpartition(":")[0])) if is_file(design) else ""
         standing = "; ".join(
             f"{name} stands at {where}"
-            for name, where in self.runtime.standing()
+            for name, where in self.runtime.standing(users_file)
             if not where.startswith(("?", PurePath(__file__).name))
         )
         why = f"{why}: {standing}" if standing else why
-        if is_file(self.config.design):
+        if users_file:
             return DesignError(
-                what, why=why, hint=f"look for a loop or a wait there, in {self.config.design}"
+                what,
+                why=why,
+                hint=f"look for a loop or a wait there, in {design}; a fill that gets no page calls vb.no_memory()",
             )
         return InternalError(what, why=why)
 

@@ -40,7 +40,7 @@ from balloonvq.counters import DeadlockTask, HeldLock
 from balloonvq.errors import InternalError
 from balloonvq.runtime import Stopped, WaitQueue
 from balloonvq.runtime._mutex import Mutex
-from balloonvq.runtime.frames import current_frames
+from balloonvq.runtime.frames import callers, current_frames
 
 __all__ = [
     "Parking",
@@ -150,6 +150,16 @@ def _stack(frame: FrameType | None, below: Collection[str] = ()) -> tuple[str, .
             lines.append(f"{_where(frame.f_code, frame.f_lasti)} in {frame.f_code.co_qualname}")
         frame = frame.f_back
     return tuple(reversed(lines))
+
+
+def _standing(frame: FrameType | None, users_file: str) -> str:
+    """Where a thread stands, and the innermost line of a file of the user that has called it there."""
+    where = (_stack(frame) or ("?",))[-1]
+    for caller in callers(frame):
+        if caller.f_code.co_filename == users_file:
+            users = f"{_where(caller.f_code, caller.f_lasti)} in {caller.f_code.co_qualname}"
+            return where if users == where else f"{where}, called from {users}"
+    return where
 
 
 class ThreadMutex(Mutex):
@@ -637,12 +647,16 @@ class ThreadRuntime:
             self.join(task, max(0.0, deadline - time.monotonic())) for task in tasks if task.ident != me
         )
 
-    def standing(self) -> tuple[tuple[str, str], ...]:
-        """The tasks that have not ended, by name, each with the file:line at which it stands."""
+    def standing(self, users_file: str = "") -> tuple[tuple[str, str], ...]:
+        """The tasks that have not ended, by name, each with the file:line at which it stands.
+
+        Args:
+            users_file: whose innermost line is named as well, if the task was called from there.
+        """
         with self._guard:
             tasks = [task for task in self._tasks if task.thread is not None]
         frames = current_frames()
-        return tuple((task.name, (_stack(frames.get(task.ident)) or ("?",))[-1]) for task in tasks)
+        return tuple((task.name, _standing(frames.get(task.ident), users_file)) for task in tasks)
 
     def stack(self, task: ThreadTask, below: Collection[str] = ()) -> tuple[str, ...]:
         """The stack of a task that stands still, innermost last, without this file and those `below`."""
