@@ -159,6 +159,19 @@ def test_short_since_the_driver_is_stalled(monkeypatch: pytest.MonkeyPatch) -> N
         assert (status.state, status.balloon.state) == ("running", "settled")
 
 
+def test_a_lost_call_stalls_a_driver_that_sleeps_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/how-to/faults.md says; one that finds its request done does not need the call."""
+    monkeypatch.setattr(machine_module, "STALLED_NS", 500_000_000)
+    with running() as machine:
+        machine.set_faults(lose_calls=1, ack_delay_ns=100_000_000)
+        machine.set_target(256)
+        result = machine.wait(20 * SECOND)
+        assert (result.outcome, result.reason, result.actual_bytes) == ("short", "driver-stalled", 0)
+        status = machine.status()
+        assert status.returned_acknowledged_bytes == 256 * PAGE_SIZE
+        assert status.counters.interrupts == 0
+
+
 def test_a_stalled_driver_is_called_so_though_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_module, "STALLED_NS", 500_000_000)
     with running() as machine:
