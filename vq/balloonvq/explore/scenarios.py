@@ -792,6 +792,7 @@ def program(
         build,
         bounds=scenario.bounds,
         statistics=STATISTICS,
+        shipped=design.__module__.startswith("balloonvq."),
     )
 
 

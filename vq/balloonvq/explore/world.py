@@ -117,6 +117,8 @@ class Program:
     """Shared word -> the mutex that guards it."""
     steps_max: int = 20_000
     """Operations after which an execution is given up."""
+    shipped: bool = False
+    """Whether all of its code is balloonvq's own, so that no line of a user's file is looked for."""
 
 
 @dataclass(slots=True)

@@ -444,6 +444,7 @@ class ControlledRuntime(Atom):
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self._shipped = world.program.shipped
         self.actors: list[Actor] = []
         self.current: Actor | None = None
         self.ended = False

@@ -119,7 +119,8 @@ class Execution(ControlledRuntime):
         if self.places is not None:
             frame = sys._getframe(1)
             actor.where = place_of(frame)
-            actor.users_where = users_place_of(frame)
+            if not self._shipped:
+                actor.users_where = users_place_of(frame)
         if operation.visible:
             actor.pending = operation
             if anchor is not None or operation in self._spins_on:

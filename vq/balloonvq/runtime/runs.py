@@ -77,7 +77,8 @@ class Fed(ControlledRuntime):
                 if state is not None:
                     anchor = (state, tuple(mutex.name for mutex in actor.held))
             run.at = (operation, anchor, where)
-            run.users_place = users_place_of(frame)
+            if not self._shipped:
+                run.users_place = users_place_of(frame)
             self._main.switch()
             if self.ended:
                 raise Stopped
