@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import examples
 import pytest
 from examples import program
@@ -321,3 +323,24 @@ def test_a_bug_on_one_processor_has_a_schedule() -> None:
 def test_a_program_without_actors_is_no_program(engine) -> None:
     with pytest.raises(InvalidArgument, match="program nothing has no actors"):
         engine(Program("nothing", lambda runtime: None))
+
+
+def test_what_there_was_before_is_looked_through_for_circles_again_afterwards() -> None:
+    seen: list[int] = []
+
+    def build(rt) -> None:
+        seen.append(gc.get_freeze_count())
+        word = rt.shared("word")
+        rt.spawn("W", "", lambda: word.add(1))
+
+    before = gc.get_threshold()
+    product.explore(Program("program", build))
+    assert min(seen) > 0
+    assert (gc.get_freeze_count(), gc.get_threshold()) == (0, before)
+    # Whoever has frozen objects of his own keeps them so.
+    gc.freeze()
+    try:
+        product.explore(Program("program", build))
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

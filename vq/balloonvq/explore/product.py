@@ -42,9 +42,15 @@ def started(program: Program, work: Callable[[Product], Any]) -> Any:
     """Calls work(product), again whenever a fact or a width was found."""
     before = gc.get_threshold()
     gc.set_threshold(max(_OBJECTS, before[0]) if before[0] else 0, *before[1:])
+    # What there is by now is not looked through again and again: of a long session it is more than all that is made here.
+    freezing = gc.get_freeze_count() == 0
+    if freezing:
+        gc.freeze()
     try:
         return _started(program, work)
     finally:
+        if freezing:
+            gc.unfreeze()
         # Now that the product is out of reach: Python looks for circles at once, and what it finds in use it keeps long.
         gc.set_threshold(*before)
 
