@@ -235,6 +235,18 @@ def test_the_end_frees_everything_and_those_who_wait(tmp_path) -> None:
     assert open_descriptors() == before
 
 
+def test_an_end_in_the_middle_of_a_look_is_no_guest_that_has_gone(machine, guest, monkeypatch) -> None:
+    def ended(target: int, *, stalled: bool) -> tuple[str, str]:
+        del target, stalled
+        monkeypatch.setattr(machine, "_stopping", True)
+        return "short", "no-guest"
+
+    monkeypatch.setattr(machine, "_ended", ended)
+    with pytest.raises(MachineStopped):
+        machine.wait()
+    monkeypatch.undo()
+
+
 def test_faults_reach_the_device(machine, guest) -> None:
     machine.set_faults(stall_queues=1)
     guest.offer(INFLATE, [9])

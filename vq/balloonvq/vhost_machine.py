@@ -331,6 +331,9 @@ class VhostMachine(MachineBase):
             if seen != progress:
                 progress, moved = seen, now
             ended = self._ended(target, stalled=now - moved >= STALLED_NS)
+            if self._stopping:
+                # It looks like a guest that has gone.
+                raise MachineStopped(f"machine {self.name} has ended")
             given_up = timeout_ns is not None and now - begun >= timeout_ns
             if ended is None and (given_up or (abandoned is not None and abandoned())):
                 ended = "timeout", None
