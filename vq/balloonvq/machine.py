@@ -24,7 +24,6 @@ from pathlib import PurePath
 from typing import Literal, TypeVar
 
 from balloonvq.counters import (
-    Balloon,
     CompactReport,
     DeadlockReport,
     DeadlockTask,
@@ -574,31 +573,22 @@ class Machine(MachineBase):
         self.driver.config_changed()
         self.driver.vb.settled.wake_all()
 
-    def _balloon(self) -> Balloon:
-        reason = self._short_reason()
-        if reason is not None:
-            return Balloon(state="short", reason=reason)
-        if self._stalled():
-            return Balloon(state="short", reason="driver-stalled")
-        settled = self.device.actual_pages == self.device.target_pages
-        return Balloon(state="settled" if settled and not self._driver_busy() else "moving")
+    @property
+    def _stalled_ns(self) -> int:
+        return STALLED_NS
+
+    def _now_ns(self) -> int:
+        return self.runtime.now_ns()
+
+    def _settled(self) -> bool:
+        return super()._settled() and not self._driver_busy()
 
     def _driver_busy(self) -> bool:
         """Whether the size worker runs, will run, or has not looked at the target yet."""
         # In this order: a worker that starts in between is at work before it looks at the target.
         return self.driver.seen_target != self.device.target_pages or self.driver.resizing
 
-    def _stalled(self) -> bool:
-        """Whether the balloon should move, and has not for `STALLED_NS`."""
-        now = self.runtime.now_ns()
-        settled = self.device.actual_pages == self.device.target_pages and not self._driver_busy()
-        if settled or self._short_reason() is not None:
-            self._moves(now)
-            return False
-        return self._unmoved_ns(now) >= STALLED_NS
-
     def _short_reason(self) -> ShortReason | None:
-        """Why the balloon will not get to its target by itself now; None if it is there or moving."""
         if self._deadlock is not None:
             return "deadlocked"
         trouble = self.trouble

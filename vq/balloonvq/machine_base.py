@@ -150,9 +150,43 @@ class MachineBase(Closing):
     def _poll_every(self, seconds: int) -> None:
         """Sets `_stats_interval` and begins to poll, or tells whoever does."""
 
+    @property
     @abstractmethod
+    def _stalled_ns(self) -> int:
+        """A balloon that should move, and has not for this long, is stalled."""
+
+    @abstractmethod
+    def _now_ns(self) -> int:
+        """The machine's clock."""
+
+    @abstractmethod
+    def _short_reason(self) -> ShortReason | None:
+        """Why the balloon will not get to its target by itself now; None if it is there or moving."""
+
+    def _settled(self) -> bool:
+        """Whether the balloon has its size, and its driver rests as far as can be seen."""
+        return self.device.actual_pages == self.device.target_pages
+
+    def _resting(self) -> bool:
+        """Whether there is no reason for the balloon to move."""
+        return self._settled() or self._short_reason() is not None
+
+    def _stalled(self) -> bool:
+        """Whether the balloon should move, and has not for `_stalled_ns`."""
+        now = self._now_ns()
+        if self._resting():
+            self._moves(now)
+            return False
+        return self._unmoved_ns(now) >= self._stalled_ns
+
     def _balloon(self) -> Balloon:
         """How the balloon is."""
+        reason = self._short_reason()
+        if reason is None and self._stalled():
+            reason = "driver-stalled"
+        if reason is not None:
+            return Balloon(state="short", reason=reason)
+        return Balloon(state="settled" if self._settled() else "moving")
 
     @abstractmethod
     def _trouble_text(self) -> str | None:

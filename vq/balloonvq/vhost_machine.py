@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from balloonvq.counters import (
-    Balloon,
     CompactReport,
     DeadlockReport,
     MachineState,
@@ -276,22 +275,15 @@ class VhostMachine(MachineBase):
             hint=f"start a guest with a vhost-user balloon at {where}",
         )
 
-    def _balloon(self) -> Balloon:
-        reason = self._short_reason()
-        if reason is not None:
-            return Balloon(state="short", reason=reason)
-        if self._stalled():
-            return Balloon(state="short", reason="driver-stalled")
-        return Balloon(state="settled" if self.actual_pages == self.target_pages else "moving")
+    @property
+    def _stalled_ns(self) -> int:
+        return STALLED_NS
 
-    def _stalled(self) -> bool:
-        """Whether the balloon should move, and has not for `STALLED_NS`."""
-        now = time.monotonic_ns()
-        settled = self.actual_pages == self.target_pages
-        if settled or not self.backend.live or self._short_reason() is not None:
-            self._moves(now)
-            return False
-        return self._unmoved_ns(now) >= STALLED_NS
+    def _now_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def _resting(self) -> bool:
+        return not self.backend.live or super()._resting()
 
     def _short_reason(self) -> ShortReason | None:
         if self.device.broken() is not None:
