@@ -259,15 +259,12 @@ class Automaton:
     def _rerun(self, node: int) -> Run:
         """A run along the history of a node, each operation compared."""
         path = self.history(node)
-        run = self._run(path)
+        if self._shared is None:
+            run = self._alone(path)
+        else:
+            run = Run(self._shared, self.index, ahead=self._foreseen(path))
         self._came(run, path, node)
         return run
-
-    def _run(self, path: list[tuple[int, Any]]) -> Run:
-        """A run through these (node, observed) pairs."""
-        if self._shared is not None:
-            return Run(self._shared, self.index, ahead=self._foreseen(path))
-        return self._alone(path)
 
     def _alone(self, path: list[tuple[int, Any]], *, anchored: bool = False) -> Run:
         """A run through these (node, observed) pairs that may change what it stands in."""

@@ -213,7 +213,7 @@ class Reach:
 
     def look(self) -> int:
         """The number of what they are made of now."""
-        if not self.noticed or self._changed():
+        if not (self.noticed and self.unchanged()):
             self._walk()
         return self.number
 
@@ -233,7 +233,7 @@ class Reach:
 
     def unchanged(self) -> bool:
         """Whether all of them are what they were when they were last walked."""
-        return not self._changed()
+        return unchanged(self._seen)
 
     def put_back(self) -> bool:
         """Makes all of them what they were when they were last walked; False where it cannot."""
@@ -267,10 +267,7 @@ class Reach:
                     return False
         for cell, inside in zip(self._cells, self._insides, strict=True):
             cell.cell_contents = inside
-        return not self._changed()
-
-    def _changed(self) -> bool:
-        return not unchanged(self._seen)
+        return self.unchanged()
 
     def _walk(self) -> None:
         self.noticed = True

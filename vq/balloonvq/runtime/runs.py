@@ -128,12 +128,11 @@ class Fed(ControlledRuntime):
         """Whether anything is not as it was built, if several runs of this actor stand in it."""
         if self._as_built is None:
             return False
-        if actor.reach is None:
-            return not self._as_built.unchanged()
+        reach = cast("Reach", actor.reach)
         run = cast("Run", self.run)
         if not run.told:
-            actor.reach.look()
-        return not actor.reach.same(self._as_built)
+            reach.look()
+        return not reach.same(self._as_built)
 
     def put_back(self) -> bool:
         """Puts everything back to what was built, if it is not as it was; False if that cannot be done."""
