@@ -208,13 +208,13 @@ def _explored(
     from balloonctl.render.explore import render_rest
 
     results: list[dict[str, Any]] = []
-    app.stdout  # noqa: B018 - made here, for the real stdout, to which lines are written meanwhile
+    stdout = app.stdout  # made here, for the real stdout, to which lines are written meanwhile
     try:
         with prints_to_stderr():
             _explore_into(results, app, tasks, jobs, executor, confirm=confirm, streamed=streamed)
     except KeyboardInterrupt:
         if streamed and results:
-            app.stdout.print(render_rest(_document(results)))
+            stdout.print(render_rest(_document(results)))
             app.note(f"{len(results)} of {len(tasks)} scenarios were explored")
         raise
     return results
