@@ -76,15 +76,11 @@ class ShellCompleter(Completer):
             items = complete.get_completions(words, incomplete)
         except Exception:  # noqa: BLE001 - a line that cannot be parsed yet has no completions
             return
-        if any(
-            item.type in {"file", "dir"} for item in items
-        ):  # stands for all paths, which go on behind a slash
+        others = [item for item in items if item.type not in {"file", "dir"}]
+        if len(others) < len(items):
+            # One item stands for all paths, which go on behind a slash.
             yield from self._paths.get_completions(Document(incomplete), complete_event)
-        fitting = [
-            item
-            for item in items
-            if item.type not in {"file", "dir"} and item.value and item.value.startswith(incomplete)
-        ]
+        fitting = [item for item in others if item.value and item.value.startswith(incomplete)]
         for item in fitting:
             whole = len(fitting) == len(items) == 1 and not item.value.endswith(_GOES_ON)
             yield Completion(
