@@ -179,10 +179,9 @@ class _Look(ast.NodeVisitor):
         self.generic_visit(node)
 
     def _ordered(self, node: ast.expr) -> None:
-        makes = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        if self._function and (
-            isinstance(node, ast.Set | ast.SetComp) or (makes and node.func.id in {"frozenset", "set"})  # type: ignore[attr-defined]
-        ):
+        called = node.func if isinstance(node, ast.Call) else None
+        makes = isinstance(called, ast.Name) and called.id in {"frozenset", "set"}
+        if self._function and (makes or isinstance(node, ast.Set | ast.SetComp)):
             self._found("the order of a set", node)
 
     def _look_at_attribute(self, node: ast.Attribute) -> bool:
