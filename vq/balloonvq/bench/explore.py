@@ -123,7 +123,7 @@ class Explore:
             ),
         }
         self.rows = tuple(row for name in PARTS if name in self.wanted for row in rows_of[name])
-        self.notes: tuple[str, ...] = (
+        self._without_spin: tuple[str, ...] = (
             ("spin or cc is not installed, so nothing is held against it",)
             if "cold" in self.wanted and not spin
             else ()
@@ -135,6 +135,11 @@ class Explore:
     def _pairs(self) -> list[Task]:
         """The scenarios with two actors."""
         return [task for task in self.tasks if len(task.scenario.actors) == 2]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """That SPIN is missing, and which scenario of two actors was the slowest in the last round."""
+        return (*self._without_spin, *self._slowest)
 
     def close(self) -> None:
         """Nothing is kept."""
@@ -171,11 +176,7 @@ class Explore:
                 name = f"{task.design} / {task.scenario.name}"
                 pairs[name] = min(pairs.get(name, math.inf), task.run().seconds * 1e9)
         slowest = max(pairs, key=pairs.__getitem__)
-        self.notes = (
-            *(note for note in self.notes if note not in self._slowest),
-            f"slowest scenario of two actors: {slowest}",
-        )
-        self._slowest = self.notes[-1:]
+        self._slowest = (f"slowest scenario of two actors: {slowest}",)
         within = sum(ns <= 50e6 for ns in pairs.values())
         return {
             "two actors, slowest": Sample(pairs[slowest]),
