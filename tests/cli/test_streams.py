@@ -28,6 +28,18 @@ def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def printed_in_ascii(code: str) -> str:
+    """What a program of Python prints to a stdout that takes ASCII."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+
+
 @pytest.mark.parametrize("command", ["designs", "--help", "designs --json", "info --output plain"])
 def test_a_reader_that_left_is_no_error(command: str) -> None:
     # Rich ended the process with 1 by itself.
@@ -88,15 +100,7 @@ def test_an_encoding_without_our_signs(command: str) -> None:
 
 def test_signs_become_ascii_of_the_same_width() -> None:
     code = "from balloonctl.streams import prepare; prepare(); print('✓ ✗ → 3 µs ┌█░ \N{SNOWMAN}')"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert result.stdout == "+ x > 3 us +#. ?\n"
+    assert printed_in_ascii(code) == "+ x > 3 us +#. ?\n"
 
 
 def test_a_page_for_the_name_of_stdout_does_not_replace_the_file_behind_it(tmp_path: Path) -> None:
@@ -142,17 +146,8 @@ def test_every_sign_that_is_shown_has_one_in_ascii() -> None:
 
 
 def test_the_mark_of_the_target_in_ascii() -> None:
-    line = """import sys
-from balloonctl.render.status import gauge
+    code = """from balloonctl.render.status import gauge
 from balloonctl.streams import prepare
 prepare()
 print(gauge(40, 20, 100, 10).plain)"""
-    done = subprocess.run(
-        [sys.executable, "-c", line],
-        env=os.environ | {"PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout == "##|#......\n"
+    assert printed_in_ascii(code) == "##|#......\n"
