@@ -124,7 +124,7 @@ class Search:
 
     def state(self, index: int) -> int:
         """A state, without who runs on one processor."""
-        return self.product.kernel.state(index) & ((1 << self.product.bits) - 1)
+        return self.product.kernel.state(index) & self.product.state_mask
 
     def run(self) -> Wrong | None:
         """Explores; the first bug, or None (then `stopped` says whether all was seen)."""

@@ -172,7 +172,7 @@ class Product:
         self.shifts = [0, *itertools.accumulate(widths)]
         self.bits = self.shifts.pop()
         #: Of a state: all but who runs on one processor, which the kernel puts above them.
-        self._fields = (1 << self.bits) - 1
+        self.state_mask = (1 << self.bits) - 1
         self.actor_shift = self.shifts[:count]
         self.actor_mask = [(1 << width) - 1 for width in widths[:count]]
         #: Of each object; "nothing" has no bits.
@@ -337,14 +337,15 @@ class Product:
         actor_shift, actor_mask = self.actor_shift[actor], self.actor_mask[actor]
         node = state >> actor_shift & actor_mask
         operation = nodes[node].operation
+        assert operation is not None
         path = [node]
         while True:
-            index = operation.object  # type: ignore[union-attr]
+            index = operation.object
             shift, full = self.object_shift[index], self.object_mask[index]
             before = state >> shift & full
             effect = learned.get((actor, node, before, choice)) or self.perform(actor, node, before, choice)
             if effect is None:
-                if operation.visible:  # type: ignore[union-attr]
+                if operation.visible:
                     return None
                 raise Nondeterminism(
                     f"{operation!r} blocks although its guard is held", why=str(nodes[node].place)
@@ -440,7 +441,7 @@ class Product:
     def supply(self, table: int, words: State) -> None:
         """Adds an entry that the kernel found to be missing for a state of its own."""
         kernel = self.kernel
-        state = kernel.joined(words) & self._fields
+        state = kernel.joined(words) & self.state_mask
         if table == kernel.time:
             after = self.ticked(state)
             kernel.add(table, words, () if after is None else (state ^ after,))
