@@ -7,16 +7,28 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from balloonctl.config import Configuration
 from balloonctl.context import App
 from balloonctl.output import Format
 from balloonvq.errors import InvalidArgument
 
-__all__ = ["COMMON", "CONFIGURATION", "BalloonCommand", "command", "complete_machine", "global_options"]
+__all__ = [
+    "COMMON",
+    "CONFIGURATION",
+    "BalloonCommand",
+    "agree_on_output",
+    "command",
+    "complete_machine",
+    "global_options",
+]
 
 #: Where the group keeps the configuration in a context.
 CONFIGURATION = "balloonctl.configuration"
+
+#: Where a context keeps the formats that its command line names, before the command and behind it.
+_TYPED_FORMATS = "balloonctl.formats"
 
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -28,6 +40,36 @@ def complete_machine(ctx: click.Context, param: click.Parameter, incomplete: str
 
     # Only the names: to look at a machine that died would use up the one time that this is told.
     return [name for name in background.machine_names() if name.startswith(incomplete)]
+
+
+def agree_on_output(ctx: click.Context, name: str, form: Format) -> None:
+    """Refuses a command line whose --json and --output name different formats.
+
+    What stands in a configuration file or a variable contradicts nothing: a command line goes before.
+
+    Args:
+        ctx: of the command, or of the program.
+        name: of the option: json or output.
+        form: what it stands for.
+
+    Raises:
+        click.UsageError: if the other one was typed too, for another format.
+    """
+    if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE or ctx.resilient_parsing:
+        return
+    typed: dict[str, Format] = ctx.meta.setdefault(_TYPED_FORMATS, {})
+    typed[name] = form
+    if len(set(typed.values())) > 1:
+        raise click.UsageError(
+            f"--json is --output json, not --output {typed['output']}; give one of them", ctx
+        )
+
+
+def _agreed(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Callback of a global --output or --json."""
+    if value is not None and param.name is not None:
+        agree_on_output(ctx, param.name, Format.JSON if param.name == "json" else Format(value))
+    return value
 
 
 def global_options() -> list[click.Option]:
@@ -48,9 +90,12 @@ def global_options() -> list[click.Option]:
         click.Option(
             ["--output"],
             type=click.Choice([form.value for form in Format]),
+            callback=_agreed,
             help="Format of the result.  [default: table]",
         ),
-        click.Option(["--json"], is_flag=True, default=None, help="The same as --output json."),
+        click.Option(
+            ["--json"], is_flag=True, default=None, callback=_agreed, help="The same as --output json."
+        ),
         click.Option(
             ["--color"],
             type=click.Choice(["auto", "always", "never"]),
@@ -85,6 +130,8 @@ def _take(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     app = ctx.find_object(App)
     if app is None or value is None or ctx.resilient_parsing or param.name is None:
         return
+    if param.name in {"json", "output"}:
+        _agreed(ctx, param, value)
     app.adjust(**changes({param.name: value}))
 
 

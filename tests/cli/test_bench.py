@@ -249,6 +249,8 @@ def test_a_dash_is_stdout_instead_of_the_table(call: Call) -> None:
     assert call("bench", "copy", "--markdown", "-").stdout.startswith("### copy: size 1 MiB")
     assert json.loads(call("bench", "copy", "--json", "-").stdout)["schema"] == "balloonctl/bench/1"
     assert json.loads(call("bench", "copy", "--json").stdout)["schema"] == "balloonctl/bench/1"
+    for line in ("--json --output plain", "--output plain --json -"):
+        assert call("bench", "copy", *line.split()).exit_code == 2, line
     both = call("bench", "copy", "--csv", "-", "--html", "-")
     assert (both.exit_code, both.stdout) == (2, "")
     assert "cannot both have stdout" in both.stderr

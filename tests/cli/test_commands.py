@@ -290,6 +290,15 @@ def test_formats(on: Call) -> None:
     assert on("status", "--output", "table", env={"BALLOONCTL_OUTPUT": "json"}).stdout.startswith("machine")
 
 
+@pytest.mark.parametrize("line", ["{} {} designs", "designs {1} {0}", "{} designs {}", "{1} designs {0}"])
+def test_formats_that_contradict_each_other(call: Call, line: str) -> None:
+    # --json won, and nobody heard of it.
+    result = call(*line.format("--json", "--output=plain").split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert error_of(result)["what"] == "--json is --output json, not --output plain; give one of them"
+    assert call(*line.format("--json", "--output=json").split()).exit_code == 0
+
+
 def test_a_deadlocked_machine_shows_its_circle(on: Call, machine: FakeMachine) -> None:
     machine.state, machine.circle = "deadlocked", CIRCLE
     result = on("status")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from balloonctl.command import BalloonCommand
+from balloonctl.command import BalloonCommand, agree_on_output
 from balloonctl.context import App, pass_app
 from balloonctl.failures import origin
 from balloonctl.output import Format, report
@@ -246,6 +246,7 @@ def _run(
             f"--{to_stdout[0]} and --{to_stdout[1]} cannot both have stdout", hint=f"--{to_stdout[1]} FILE"
         )
     if to_stdout == ["json"]:
+        agree_on_output(click.get_current_context(), "json", Format.JSON)
         app.adjust(output=Format.JSON)
         del targets["json"], to_stdout[0]
     with ExitStack() as stack:
