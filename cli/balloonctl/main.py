@@ -330,6 +330,12 @@ main.params[-1:-1] = global_options()
 def _make_app(ctx: click.Context, options: dict[str, Any]) -> App:
     """The invocation: what a line of a session does not say, its session said."""
     if not ctx.meta[_IN_SESSION]:
+        json, output = (ctx.get_parameter_source(name) for name in ("json", "output"))
+        assert json is not None
+        assert output is not None
+        if output < json:
+            # Both are one setting, and --output was said nearer to the command line.
+            options["json"] = None
         return App(Settings(**changes(options)), connection=ctx.obj)
     from click.core import ParameterSource
 

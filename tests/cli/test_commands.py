@@ -299,6 +299,18 @@ def test_formats_that_contradict_each_other(call: Call, line: str) -> None:
     assert call(*line.format("--json", "--output=json").split()).exit_code == 0
 
 
+def test_a_format_on_the_command_line_goes_before_a_configured_one(call: Call) -> None:
+    plain, json_ = "schema\tballoonctl/designs/1", '{\n  "schema"'
+    assert call("designs", "--json", env={"BALLOONCTL_OUTPUT": "plain"}).stdout.startswith(json_)
+    # These were JSON: --json won wherever it came from.
+    for line in ("--output plain designs", "designs --output plain"):
+        assert call(*line.split(), env={"BALLOONCTL_JSON": "1"}).stdout.startswith(plain), line
+    Path("balloonctl.toml").write_text("json = true\n")
+    assert call("designs").stdout.startswith(json_)
+    assert call("designs", env={"BALLOONCTL_OUTPUT": "plain"}).stdout.startswith(plain)
+    assert call("--output", "plain", "-c", "designs --json").stdout.startswith(json_)
+
+
 def test_a_deadlocked_machine_shows_its_circle(on: Call, machine: FakeMachine) -> None:
     machine.state, machine.circle = "deadlocked", CIRCLE
     result = on("status")
