@@ -87,7 +87,7 @@ class Recording:
                 )
             self._file: TextIO = path.open("w", encoding="utf-8")
         except OSError as error:
-            raise BalloonError(f"cannot record to {path}", why=str(error)) from error
+            raise BalloonError(f"cannot record to {path}", why=error.strerror or str(error)) from error
         self._write(f"{_SHEBANG}\n{_HEADER}")
 
     def _write(self, line: str) -> None:

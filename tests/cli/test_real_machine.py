@@ -117,6 +117,35 @@ def test_memory_that_cannot_be_is_refused(runtime_dir: Path, tmp_path: Path) -> 
     assert (tmp_path / "precious").read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--connect gone/file status",
+        "bench compare gone/file gone/file",
+        "bench ring --csv gone/file",
+        "bench ring --ringtest gone/file",
+        "designs gone/file.py:Mine",
+        "explore gone/file.py:Mine",
+        "explore modern --html gone/file",
+        "explore modern --scenario two-ooms --resume gone/file",
+        "explore modern --scenario gone/file.py:MINE",
+        "run gone/file",
+        "run --record gone/file -",
+        "serve --vhost-user gone/file",
+        "serve --vhost-user gone/file --background vm",
+        "serve --vhost-user socket --qmp gone/file",
+        "start --design gone/file.py:Mine",
+        "start --memory gone/file",
+    ],
+)
+def test_a_file_that_is_missing_is_no_wrong_command_line(runtime_dir: Path, line: str) -> None:
+    # It was exit code 2 for guest memory, the socket of serve, a checkpoint and ringtest, and 1 for the others.
+    done = run(*line.split(), code=1)
+    assert done.stdout == ""
+    assert three_lines(done)[:2] == ["error", "why"]
+    assert "gone/file" in done.stderr
+
+
 def test_without_deflate_on_oom_the_killer_comes(runtime_dir: Path) -> None:
     run("start", "--ram", "32M", "--no-deflate-on-oom")
     run("inflate", "8M")

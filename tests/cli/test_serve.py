@@ -118,7 +118,7 @@ def test_print_capabilities() -> None:
         (["--fd", "3", "--background", "x"], 2, "--background makes another"),
         (["--vhost-user", "s", "--background", "x", "--qmp", "q"], 2, "has its own socket"),
         (["--vhost-user", "s", "--queue-size", "100"], 2, "power of two"),
-        (["--vhost-user", "missing/s"], 2, "cannot listen"),
+        (["--vhost-user", "missing/s"], 1, "cannot listen"),
         (["--vhost-user", "."], 2, ""),
     ],
 )

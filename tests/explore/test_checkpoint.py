@@ -200,8 +200,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content) -> None:
     file.write_bytes(content)
     with pytest.raises(InvalidArgument, match=r"no checkpoint|another version"):
         checkpoint.read(file)
-    with pytest.raises(InvalidArgument, match="cannot read"):
+    with pytest.raises(BalloonError, match="cannot read") as missing:
         checkpoint.read(tmp_path / "nothing")
+    assert missing.value.exit_code == 1
 
 
 def test_another_version_is_refused(left) -> None:

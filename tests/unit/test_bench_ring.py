@@ -9,7 +9,7 @@ import pytest
 
 from balloonvq.bench.measure import Plan, measure
 from balloonvq.bench.ring import BENCHMARK, PROGRAM_BUFFERS, PROGRAMS, Ring, Ringtest
-from balloonvq.errors import InvalidArgument
+from balloonvq.errors import BalloonError, InvalidArgument
 
 #: So few that a round takes some milliseconds; the smallest that the command allows.
 BUFFERS = 2048
@@ -158,7 +158,7 @@ def test_a_kernel_ring_that_does_not_build_is_left_out_with_a_note(tmp_path):
 
 
 def test_a_folder_without_ringtest_is_refused(tmp_path):
-    with pytest.raises(InvalidArgument, match="no ringtest in") as caught:
+    with pytest.raises(BalloonError, match="no ringtest in") as caught:
         Ringtest(tmp_path)
     assert caught.value.why == "it has no Makefile and virtio_ring_0_9.c"
     assert "tools/virtio/ringtest" in caught.value.hint
@@ -170,7 +170,7 @@ def test_ringtest_that_does_not_build_is_refused_and_leaves_nothing(tmp_path, mo
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    with pytest.raises(InvalidArgument, match="does not build"):
+    with pytest.raises(BalloonError, match="does not build"):
         Ringtest(folder)
     assert not list(scratch.iterdir())
 
@@ -178,7 +178,7 @@ def test_ringtest_that_does_not_build_is_refused_and_leaves_nothing(tmp_path, mo
 def test_a_program_that_fails_is_named(tmp_path):
     folder = fake_ringtest(tmp_path / "ringtest", "echo no ring today >&2; exit 3")
     ringtest = Ringtest(folder)
-    with pytest.raises(InvalidArgument, match="virtio_ring_0_9") as caught:
+    with pytest.raises(BalloonError, match="virtio_ring_0_9") as caught:
         ringtest.program_ns("virtio_ring_0_9", 256, BUFFERS, (-1, -1))
     assert caught.value.why == "no ring today"
     ringtest.close()

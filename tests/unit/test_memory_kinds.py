@@ -9,7 +9,7 @@ import pytest
 from support.machines import MIB, running, settle
 from support.waiting import open_descriptors
 
-from balloonvq.errors import InvalidArgument, NotEnoughMemory
+from balloonvq.errors import BalloonError, InvalidArgument, NotEnoughMemory
 from balloonvq.machine import Machine, MachineConfig
 from balloonvq.memory import PAGE_SIZE, GuestMemory
 
@@ -106,18 +106,19 @@ def test_a_shrunk_file_does_not_end_the_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "says", "error"),
     [
-        ("paper", "it is memfd, anon, huge, or a path"),
-        ("", "it is memfd, anon, huge, or a path"),
-        ("./no-such-directory/guest", "No such file or directory"),
-        ("/dev/null", "there already"),
-        ("/dev/null/guest", "Not a directory"),
+        ("paper", "it is memfd, anon, huge, or a path", InvalidArgument),
+        ("", "it is memfd, anon, huge, or a path", InvalidArgument),
+        ("/dev/null", "there already", InvalidArgument),
+        ("./no-such-directory/guest", "No such file or directory", BalloonError),
+        ("/dev/null/guest", "Not a directory", BalloonError),
     ],
 )
-def test_what_cannot_be_memory_is_refused(given: str, says: str) -> None:
-    with pytest.raises(InvalidArgument) as refused:
+def test_what_cannot_be_memory_is_refused(given: str, says: str, error: type[BalloonError]) -> None:
+    with pytest.raises(error) as refused:
         GuestMemory(MIB, given)
+    assert type(refused.value) is error
     assert says in refused.value.why
 
 

@@ -11,7 +11,7 @@ import pytest
 from support.front_end import PROTOCOL, FrontEnd
 from support.waiting import never, open_descriptors, until
 
-from balloonvq.errors import BalloonError, InvalidArgument, MachineStopped
+from balloonvq.errors import BalloonError, InvalidArgument, MachineError, MachineStopped
 from balloonvq.memory import PAGE_SIZE
 from balloonvq.qmp.commands import Commands
 from balloonvq.vhost_machine import VhostConfig, VhostMachine
@@ -262,11 +262,11 @@ def test_only_prefix_sets_are_offered(stats) -> None:
 
 def test_a_configuration_that_cannot_work_leaves_nothing(tmp_path) -> None:
     before = open_descriptors()
-    for config in (
-        VhostConfig(),
-        VhostConfig(socket=str(tmp_path / "missing" / "s")),
-        VhostConfig(socket=str(tmp_path / "s"), queue_size=3),
+    for config, error in (
+        (VhostConfig(), InvalidArgument),
+        (VhostConfig(socket=str(tmp_path / "missing" / "s")), MachineError),
+        (VhostConfig(socket=str(tmp_path / "s"), queue_size=3), InvalidArgument),
     ):
-        with pytest.raises(InvalidArgument):
+        with pytest.raises(error):
             VhostMachine(config)
     assert open_descriptors() == before

@@ -155,6 +155,7 @@ class Machine(MachineBase):
         Raises:
             InvalidArgument: if the configuration cannot work.
             NotEnoughMemory: if the host cannot back the guest.
+            BalloonError: if the file that is to be its memory cannot be made.
         """
         return cls(config, on_progress)
 

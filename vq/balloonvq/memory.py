@@ -18,7 +18,7 @@ import os
 import stat
 
 from balloonvq.closing import Closing
-from balloonvq.errors import InvalidArgument, NotEnoughMemory
+from balloonvq.errors import BalloonError, InvalidArgument, NotEnoughMemory
 from balloonvq.ffi import CData, check, ffi, lib
 from balloonvq.units import size as human
 
@@ -46,6 +46,7 @@ class GuestMemory(Closing):
 
     Raises:
         InvalidArgument: if the size is not whole pages, or the backing cannot be used.
+        BalloonError: if the file cannot be made.
         NotEnoughMemory: if the host has no room for the mapping.
     """
 
@@ -218,7 +219,8 @@ def _open_new(path: str) -> tuple[int, bool]:
     """A new file, and whether it has a name.
 
     Raises:
-        InvalidArgument: if there is one already, or none can be made.
+        InvalidArgument: if there is one already.
+        BalloonError: if none can be made.
     """
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
@@ -227,7 +229,7 @@ def _open_new(path: str) -> tuple[int, bool]:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise InvalidArgument(f"guest memory cannot be made in {path}", why=error.strerror or "") from error
+        raise BalloonError(f"guest memory cannot be made in {path}", why=error.strerror or "") from error
     try:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), True
     except FileExistsError:
@@ -237,7 +239,7 @@ def _open_new(path: str) -> tuple[int, bool]:
             hint="name a file that is not there, or a directory",
         ) from None
     except OSError as error:
-        raise InvalidArgument(f"guest memory cannot be {path}", why=error.strerror or "") from error
+        raise BalloonError(f"guest memory cannot be {path}", why=error.strerror or "") from error
 
 
 def _make_room(path: str, descriptor: int, size_bytes: int) -> None:

@@ -105,7 +105,7 @@ class VhostMachine(MachineBase):
 
     Raises:
         InvalidArgument: if the configuration cannot work.
-        MachineError: if somebody else listens at the socket.
+        MachineError: if somebody else listens at the socket, or it cannot be made.
     """
 
     def __init__(self, config: VhostConfig) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from balloonvq.bench.measure import Against, Definition, Parameter, Row, Sample
-from balloonvq.errors import InternalError, InvalidArgument
+from balloonvq.errors import BalloonError, InternalError, InvalidArgument
 from balloonvq.ffi import check, ffi, lib
 from balloonvq.histogram import Histogram
 
@@ -61,13 +61,13 @@ class Ringtest:
         folder: tools/virtio/ringtest of the kernel's sources.
 
     Raises:
-        InvalidArgument: if it is not there, or does not build.
+        BalloonError: if it is not there, or does not build.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.source = Path(folder)
         if not (self.source / "Makefile").is_file() or not (self.source / "virtio_ring_0_9.c").is_file():
-            raise InvalidArgument(
+            raise BalloonError(
                 f"no ringtest in {folder}",
                 why="it has no Makefile and virtio_ring_0_9.c",
                 hint="give tools/virtio/ringtest of the kernel's sources; see docs/benchmarks.md",
@@ -91,7 +91,7 @@ class Ringtest:
             if file.name == "Makefile" or file.suffix in (".c", ".h"):
                 shutil.copy(file, there)
         if why := _failure(["make", *PROGRAMS], there):
-            raise InvalidArgument(
+            raise BalloonError(
                 f"ringtest in {self.source} does not build", why=why, hint="it needs make and a C compiler"
             )
         tools, kernel = self.source / "..", self.source / "../../.."
@@ -140,11 +140,11 @@ class Ringtest:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise InvalidArgument(f"{words[0]} of {self.source} does not run", why=str(error)) from error
+            raise BalloonError(f"{words[0]} of {self.source} does not run", why=str(error)) from error
         finally:
             os.sched_setaffinity(0, before)
         if done.returncode:
-            raise InvalidArgument(
+            raise BalloonError(
                 f"{words[0]} of {self.source} failed",
                 why=_cause(done.stderr) or f"it ended with {done.returncode}",
             )
@@ -184,7 +184,8 @@ class Ring:
         ringtest: tools/virtio/ringtest of the kernel's sources; empty: without.
 
     Raises:
-        InvalidArgument: if the size is no power of 2, the processors are none, or ringtest does not build.
+        InvalidArgument: if the size is no power of 2, or the processors are none.
+        BalloonError: if ringtest is not there, or does not build.
     """
 
     def __init__(self, queue_size: int, buffers: int, cpus: str, ringtest: str) -> None:

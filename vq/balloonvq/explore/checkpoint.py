@@ -204,16 +204,15 @@ def read(path: Path) -> Checkpoint:
     """Reads a checkpoint.
 
     Raises:
-        InvalidArgument: if there is none, or it is none, of another format, or damaged.
+        BalloonError: if it cannot be read.
+        InvalidArgument: if it is none, of another format, or damaged.
     """
     try:
         with path.open("rb") as file:
             line = file.readline(LINE_MAX)
             body = file.read()
     except OSError as error:
-        raise InvalidArgument(
-            f"cannot read the checkpoint {path}", why=error.strerror or str(error)
-        ) from error
+        raise BalloonError(f"cannot read the checkpoint {path}", why=error.strerror or str(error)) from error
     try:
         head = json.loads(line)
         name = head["format"]

@@ -30,7 +30,7 @@ from typing import Literal
 
 from balloonvq.device import BalloonDevice
 from balloonvq.errors import BalloonError, InvalidArgument, MachineError
-from balloonvq.unix_sockets import somebody_listens
+from balloonvq.unix_sockets import path_too_long, somebody_listens
 from balloonvq.vhost_user.layout import QueueLayout
 from balloonvq.vhost_user.messages import (
     HEADER_BYTES,
@@ -78,7 +78,7 @@ class Backend:
 
     Raises:
         InvalidArgument: if the path or the descriptor cannot be used.
-        MachineError: if somebody else listens there.
+        MachineError: if somebody else listens there, or a socket cannot be made there.
     """
 
     def __init__(
@@ -337,8 +337,8 @@ def _listen(path: Path) -> socket.socket:
     """A listening socket, where a dead one may lie.
 
     Raises:
-        InvalidArgument: if the path is too long, is something else, or cannot be made.
-        MachineError: if somebody listens there.
+        InvalidArgument: if the path is too long, or is something else.
+        MachineError: if somebody listens there, or a socket cannot be made there.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
@@ -348,10 +348,12 @@ def _listen(path: Path) -> socket.socket:
         listener.listen(8)
     except OSError as error:
         listener.close()
-        raise InvalidArgument(
+        if "too long" in str(error):
+            raise path_too_long(path) from None
+        raise MachineError(
             f"cannot listen at {path}",
             why=error.strerror or str(error),
-            hint="choose a path of at most 107 bytes in a directory of yours",
+            hint="choose a path in a directory of yours",
         ) from error
     except BaseException:
         listener.close()
