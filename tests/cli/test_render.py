@@ -224,7 +224,7 @@ def history(n: int) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_watch(width: int, snapshot: Any) -> None:
     assert draw(render_watch(history(12), interval=1, paused=False, width=width), width) == snapshot
 
@@ -232,6 +232,26 @@ def test_watch(width: int, snapshot: Any) -> None:
 def test_watch_fits_a_small_terminal_and_needs_no_history() -> None:
     assert "waiting" in draw(render_watch([], interval=1, paused=False, width=40), 40)
     assert "paused" in draw(render_watch(history(2), interval=1, paused=True, width=60), 60)
+
+
+@pytest.mark.parametrize("width", [30, 40, 51, 52, 65, 66, 80])
+def test_no_figure_of_the_live_view_is_cut(width: int) -> None:
+    # At 40 columns "324 MiB of 1 GiB" was "324 MiB   of           1", and 12,345,678/s was nothing at all.
+    documents = history(2)
+    counters = {name: 12_345_678 + number for number, name in enumerate(documents[0]["counters"])}
+    for number, document in enumerate(documents):
+        document["counters"] = {name: value * number for name, value in counters.items()}
+        document |= {
+            name: 700 * MIB + number * 10_000_000
+            for number, name in enumerate(name for name in document if name.endswith("_bytes"))
+        }
+    text = draw(render_watch(documents, interval=1, paused=False, width=width), width)
+    shown = {name for name in counters if re.search(rf"(?<![\d,]){count(counters[name])}(?![\d,])", text)}
+    assert shown >= {"requests", "kicks", "interrupts_suppressed", "oom_kills", "lost_pages"}
+    for name in ("target", "actual", "guest_usable", "guest_free", "returned_measured"):
+        assert f" {size(documents[-1][f'{name}_bytes'])}" in text, name
+    assert count(rates(documents)[-1]) in text
+    assert text.count("0/128") == 3
 
 
 @pytest.mark.parametrize("trouble", [None, "tasks O, W wait for each other's locks: " + "a long story, " * 9])

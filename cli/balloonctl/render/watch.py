@@ -20,7 +20,9 @@ __all__ = ["History", "rates", "render_watch", "sparkline", "watch_line"]
 History = Sequence[Mapping[str, Any]]
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
-_NARROW = 60
+
+#: Columns of a terminal from which on all words have room beside the figures, and rates beside the totals.
+_WIDE, _RATES = 66, 52
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -107,6 +109,42 @@ def _head(status: Mapping[str, Any], interval: float, *, paused: bool) -> Text:
     return text
 
 
+def _bar(actual: int, target: int, ram: int, width: int) -> Text:
+    """Gauge and share; the terminal has so many columns."""
+    share = f"{actual / ram:>5.0%}" if ram else ""
+    return gauge(actual, target, ram, max(10, width - 20)) + f" {share}"
+
+
+def _narrow(rows: Sequence[tuple[str, str, str, str]]) -> Table:
+    """Two words a row, each before its figure. Where even that has no room the words are cut, and not the figures."""
+    grid = Table.grid(padding=(0, 1))
+    for _ in range(2):
+        grid.add_column()
+        grid.add_column(justify="right", no_wrap=True, min_width=11)
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def _narrow_balloon(status: Mapping[str, Any], width: int) -> Group:
+    """What `_balloon` shows."""
+    parts: list[RenderableType] = []
+    ram, actual = status.get("ram_bytes"), status.get("actual_bytes")
+    if ram is not None and actual is not None:
+        parts.append(_bar(actual, status.get("target_bytes", actual), ram, width))
+    pairs = (
+        ("target", "target_bytes", "actual", "actual_bytes"),
+        ("left", "guest_usable_bytes", "of", "ram_bytes"),
+        ("free", "guest_free_bytes", "used", "guest_used_bytes"),
+        ("acked", "returned_acknowledged_bytes", "measured", "returned_measured_bytes"),
+    )
+    rows = [
+        (one, size(status.get(first)), other, size(status.get(second))) for one, first, other, second in pairs
+    ]
+    parts.append(_narrow([row for row in rows if row[1::2] != ("-", "-")]))
+    return Group(*parts)
+
+
 def _balloon(status: Mapping[str, Any], width: int) -> Table:
     """Gauge and sizes."""
     grid = Table.grid(padding=(0, 2))
@@ -115,8 +153,7 @@ def _balloon(status: Mapping[str, Any], width: int) -> Table:
     ram, actual = status.get("ram_bytes"), status.get("actual_bytes")
     target = status.get("target_bytes", actual)
     if ram is not None and actual is not None and target is not None:
-        share = f"{actual / ram:>5.0%}" if ram else ""
-        grid.add_row("balloon", gauge(actual, target, ram, max(10, width - 20)) + f" {share}")
+        grid.add_row("balloon", _bar(actual, target, ram, width))
         grid.add_row("target", f"{size(target):>11}   actual {size(actual):>11}")
     grid.add_row(
         "guest", f"{size(status.get('guest_usable_bytes')):>11}   of     {size(ram):>11}   left to it"
@@ -135,27 +172,32 @@ def _balloon(status: Mapping[str, Any], width: int) -> Table:
     return grid
 
 
-def _flow(history: History, width: int) -> Table:
+def _flow(history: History, width: int) -> RenderableType:
     """PFNs a second, with the last minute."""
+    found = rates(history)
+    newest, peak = count(found[-1] if found else 0), count(max(found, default=0))
+    if width < _WIDE:
+        return Group(
+            _narrow([("PFNs/s", newest, "peak", peak)]), Text(sparkline(found, max(10, width - 1)), "cyan")
+        )
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, min_width=9)
     grid.add_column(no_wrap=True)
-    found = rates(history)
-    grid.add_row(
-        "PFNs/s", f"{count(found[-1] if found else 0):>11}   peak   {count(max(found, default=0)):>11}"
-    )
+    grid.add_row("PFNs/s", f"{newest:>11}   peak   {peak:>11}")
     grid.add_row("", Text(sparkline(found, max(10, width - 14)), "cyan"))
     return grid
 
 
-def _counters(history: History) -> Table:
-    """Totals and rates of what the queues do."""
+def _counters(history: History, width: int) -> Table:
+    """Totals of what the queues do, and rates where they have room."""
     status = history[-1]
     counters = status["counters"]
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, min_width=22)
+    roomy = width >= _RATES
+    table = Table.grid(padding=(0, 2 if roomy else 1))
+    table.add_column(min_width=22 if roomy else None)
     table.add_column(justify="right", no_wrap=True, min_width=13)
-    table.add_column(justify="right", no_wrap=True, min_width=13)
+    if roomy:
+        table.add_column(justify="right", no_wrap=True, min_width=13)
     for label, name in (
         ("requests", "requests"),
         ("kicks sent", "kicks"),
@@ -172,7 +214,11 @@ def _counters(history: History) -> Table:
             continue
         bad = name in {"lost_pages", "oom_kills"} and counters[name]
         value = Text(("✗ " if bad else "") + count(counters[name]), "bold red" if bad else "bold")
-        table.add_row(label, value, _per_second(history, name))
+        table.add_row(label, value, *([_per_second(history, name)] if roomy else []))
+    if width < _WIDE:
+        for queue in status["queues"]:
+            table.add_row(f"{queue['name']} depth", f"{queue['depth']}/{queue['size']}")
+        return table
     depths = "   ".join(f"{queue['name']} {queue['depth']:>4}/{queue['size']}" for queue in status["queues"])
     outer = Table.grid()
     outer.add_row(table)
@@ -193,11 +239,12 @@ def render_watch(history: History, *, interval: float, paused: bool, width: int)
         return Text("waiting for the machine …")
     status = history[-1]
     width = min(width, 100)
-    keys = "p pause   + - interval   q quit" if width >= _NARROW else "p  + -  q"
+    keys = "p pause   + - interval   q quit" if width >= _WIDE else "p  + -  q"
     parts: list[RenderableType] = [_head(status, interval, paused=paused), Text(keys, "dim")]
     if status.get("trouble"):
         parts.append(Text(f"✗ {status['trouble']}", "bold red", no_wrap=True, overflow="ellipsis"))
-    parts += ["", _balloon(status, width), "", _flow(history, width)]
+    balloon = _balloon if width >= _WIDE else _narrow_balloon
+    parts += ["", balloon(status, width), "", _flow(history, width)]
     if status.get("counters"):
-        parts += ["", _counters(history)]
+        parts += ["", _counters(history, width)]
     return Group(*parts)
