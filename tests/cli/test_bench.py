@@ -191,6 +191,36 @@ def test_all_leaves_out_what_cannot_be_measured_here(call: Call) -> None:
     assert call("bench", "all", "--scan", "nothing=1").exit_code == 2
 
 
+class Stopped(Copying):
+    """Ctrl-C comes in the round after the warm-up and two that count."""
+
+    def round(self) -> dict[str, Sample]:
+        if self.number == 3:
+            raise KeyboardInterrupt
+        return super().round()
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_ctrl_c_keeps_what_was_measured(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    table = {"absent": ABSENT, "copy": COPY, "stopped": replace(COPY, name="stopped", create=Stopped)}
+    monkeypatch.setattr(bench, "BENCHMARKS", dict.fromkeys(table, ""))
+    monkeypatch.setattr(bench, "find", table.__getitem__)
+    earlier = tmp_path / "earlier.csv"
+    earlier.write_text("what was there")
+    result = call("bench", "all", "--json", "--csv", str(earlier))
+    assert result.exit_code == 130
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json.loads((SCHEMAS / "bench-1.json").read_text()))
+    assert document["interrupted"] is True
+    assert [(one["benchmark"], one["runs"]) for one in document["results"]] == [("copy", 6), ("stopped", 2)]
+    assert [one["benchmark"] for one in document["skipped"]] == ["absent"]
+    assert earlier.read_text() == "what was there"
+    assert "stopped" in call("bench", "stopped").stdout
+    # Stdout is for something else, and nothing was measured.
+    assert call("bench", "stopped", "--csv", "-").stdout == ""
+    assert call("bench", "stopped", "--json", "--warmup", "4").stdout == ""
+
+
 @pytest.mark.usefixtures("benchmarks")
 def test_alone_what_cannot_be_measured_is_an_error(call: Call) -> None:
     result = call("bench", "absent")

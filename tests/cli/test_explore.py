@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from html import escape, unescape
 from pathlib import Path
@@ -32,7 +32,7 @@ from balloonvq.explore.verdict import Kind
 
 def document(*results: Result, given: Mapping[str, str] | None = None) -> dict[str, Any]:
     rows = [_row(result.design, dict(given or {}), result) for result in results]
-    return {"schema": "balloonctl/explore/1", "seconds": 1.25, "results": rows}
+    return {"schema": "balloonctl/explore/1", "seconds": 1.25, "interrupted": False, "results": rows}
 
 
 # ---- what is drawn ----------------------------------------------------------
@@ -312,6 +312,62 @@ def test_ctrl_c_keeps_what_was_found(explorer: Explorer, call: Callable[..., Ran
     assert "2 of 3 scenarios were explored" in result.stderr
 
 
+@pytest.mark.parametrize("options", ["--json", "--all --by scenario --json"])
+def test_ctrl_c_keeps_what_was_found_as_json_too(
+    explorer: Explorer, call: Callable[..., Ran], options: str
+) -> None:
+    def interrupted(*_: object) -> Result:
+        raise KeyboardInterrupt
+
+    explorer.verdicts["oom-while-filling"] = broken
+    explorer.verdicts["oom-and-compaction"] = interrupted
+    names = [] if "--all" in options else ["modern"]
+    result = call("explore", *names, *options.split())
+    assert result.exit_code == 130
+    document = json.loads(result.stdout)
+    assert document["interrupted"] is True
+    assert {one["scenario"] for one in document["results"]} == {"fill-alone", "oom-while-filling"}
+    assert [json.loads(line)["schema"] for line in result.stderr.splitlines()] == [
+        "balloonctl/note/1",
+        "balloonctl/error/1",
+    ]
+
+
+def test_ctrl_c_keeps_a_matrix(explorer: Explorer, call: Callable[..., Ran]) -> None:
+    def interrupted(scenario: Scenario, design: str) -> Result:
+        if design == "coarse":
+            return proved(scenario, design)
+        raise KeyboardInterrupt
+
+    explorer.verdicts["oom-while-filling"] = interrupted
+    result = call("explore", "--all", "--by", "scenario")
+    assert result.exit_code == 130
+    assert "- not explored, or means nothing for this design" in result.stdout
+    assert "3 PROVED" in result.stdout
+    assert call("explore", "modern", "--html", "-").stdout == ""
+
+
+@pytest.mark.parametrize("output", ["json", "table"])
+def test_ctrl_c_keeps_designs_of_the_matrix_of_properties(
+    call: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    def two_of(surveys: list[Any], **how: Any) -> Iterator[Any]:
+        yield from explore_all(surveys[:2], **how)
+        raise KeyboardInterrupt
+
+    explore_all = parallel.explore_all
+    monkeypatch.setattr(parallel, "explore_all", two_of)
+    args = ("explore", "--all", "--scenario", "teardown", "--max-states", "3", "--jobs", "1")
+    result = call(*args, "--output", output)
+    assert result.exit_code == 130
+    assert re.search(r"2 of \d+ designs were explored", result.stderr)
+    if output == "json":
+        document = json.loads(result.stdout)
+        assert (document["interrupted"], len(document["rows"])) == (True, 2)
+    else:
+        assert "coarse" in result.stdout
+
+
 def test_thorough_is_not_for_some_scenarios(explorer: Explorer, call: Callable[..., Ran]) -> None:
     result = call("explore", "coarse", "--thorough", "--scenario", "fill-alone")
     assert result.exit_code == 2
@@ -397,7 +453,13 @@ def by_property() -> dict[str, Any]:
     ]
     for row in rows:
         row |= {"stack_bytes": 8192, "states": 1000, "seconds": 1.0}
-    return {"schema": "balloonctl/matrix/1", "seconds": 3.0, "properties": names, "rows": rows}
+    return {
+        "schema": "balloonctl/matrix/1",
+        "seconds": 3.0,
+        "interrupted": False,
+        "properties": names,
+        "rows": rows,
+    }
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balloonvq.bench.compare import interval
-from balloonvq.bench.measure import Against, Definition, Parameter, Plan, Row, Sample, measure, points
+from balloonvq.bench.measure import (
+    Against,
+    Definition,
+    Interrupted,
+    Parameter,
+    Plan,
+    Row,
+    Sample,
+    measure,
+    points,
+)
 from balloonvq.bench.results import outliers, ratios
 from balloonvq.errors import BalloonError, InternalError, InvalidArgument
 from balloonvq.histogram import Histogram
@@ -51,6 +61,31 @@ def scripted(*script, plan=None, **more):
 
     definition = Definition("scripted", "About it.", create)
     return measure(definition, plan=plan or Plan(runs=len(script), warmup=0)), made[0]
+
+
+@pytest.mark.parametrize("whole", [0, 1, 3])
+def test_ctrl_c_leaves_the_rounds_before_it(whole) -> None:
+    made = []
+
+    class Stopped(Scripted):
+        def round(self):
+            if self.rounds == 1 + whole:
+                raise KeyboardInterrupt
+            return super().round()
+
+    def create():
+        made.append(Stopped())
+        return made[0]
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        measure(Definition("stopped", "About it.", create), plan=Plan(runs=5, warmup=1))
+    assert made[0].closed
+    if whole:
+        assert isinstance(caught.value, Interrupted)
+        assert caught.value.result.runs == whole
+        assert [len(row.samples) for row in caught.value.result.rows] == [whole, whole]
+    else:
+        assert type(caught.value) is KeyboardInterrupt
 
 
 def test_median_min_and_max_of_known_samples() -> None:

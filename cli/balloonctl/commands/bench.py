@@ -25,6 +25,7 @@ from balloonvq.errors import BalloonError, InternalError, InvalidArgument, RuleB
 
 if TYPE_CHECKING:
     from balloonvq.bench.measure import Definition, Parameter, Plan, Value
+    from balloonvq.bench.results import Report
 
 __all__ = ["bench"]
 
@@ -236,7 +237,6 @@ def _run(
     files: Mapping[str, str | None],
 ) -> int:
     """Runs benchmarks, writes the files that are asked for, and says what was measured."""
-    from balloonctl.render.bench import render_report
     from balloonvq.counters import to_document
 
     targets = {form: target for form, target in files.items() if target is not None}
@@ -251,15 +251,26 @@ def _run(
         del targets["json"], to_stdout[0]
     with ExitStack() as stack:
         opened = {form: stack.enter_context(report(target)) for form, target in targets.items()}
-        document = to_document(_measured(app, tasks, plan, scans))
+        measured = _measured(app, tasks, plan, scans)
+        document = to_document(measured)
+        if measured.interrupted:
+            _tell(app, document, printed=not to_stdout)
+            raise KeyboardInterrupt  # files stay as they were
         for form, file in opened.items():
             file.write(_written(form, document))
-    if not to_stdout:
+    _tell(app, document, printed=not to_stdout)
+    return 0
+
+
+def _tell(app: App, document: Mapping[str, Any], *, printed: bool) -> None:
+    """What was measured, unless something else has stdout, and why it may not be trusted."""
+    from balloonctl.render.bench import render_report
+
+    if printed:
         app.emit(document, render_report)
     for result in document["results"]:
         for warning in result["warnings"]:
             app.warn(f"bench {result['benchmark']}: {warning}")
-    return 0
 
 
 def _written(form: str, document: Mapping[str, Any]) -> str:
@@ -284,29 +295,38 @@ def _measured(
     tasks: Sequence[tuple[Definition, Mapping[str, Value]]],
     plan: Plan,
     scans: Mapping[str, Sequence[Value]],
-) -> Any:
-    """The report of all tasks. Of several, those that cannot be run here are left out."""
+) -> Report:
+    """The report of all tasks, or of those before Ctrl-C. Of several, those that cannot be run here are left out."""
     from balloonctl.progress import rounds
-    from balloonvq.bench.measure import measure
+    from balloonvq.bench.measure import Interrupted, measure
     from balloonvq.bench.results import Report, Skipped
     from balloonvq.host import facts
 
     todo = list(_points(tasks, scans))
     started = datetime.now(UTC).isoformat(timespec="seconds")
     host = facts()
-    results, skipped = [], []
-    for number, (definition, values) in enumerate(todo, 1):
-        place = f" {number}/{len(todo)}" if len(todo) > 1 else ""
-        try:
-            with rounds(app, f"{definition.name}{place}") as advance:
-                results.append(measure(definition, values, plan, advance))
-        except BalloonError as error:
-            if len(tasks) == 1 or isinstance(error, InternalError | RuleBroken):
-                raise
-            skipped.append(
-                Skipped(benchmark=definition.name, what=error.what, why=error.why, hint=error.hint)
-            )
-    return Report(started=started, host=host, results=tuple(results), skipped=tuple(skipped))
+    results, skipped, interrupted = [], [], False
+    try:
+        for number, (definition, values) in enumerate(todo, 1):
+            place = f" {number}/{len(todo)}" if len(todo) > 1 else ""
+            try:
+                with rounds(app, f"{definition.name}{place}") as advance:
+                    results.append(measure(definition, values, plan, advance))
+            except BalloonError as error:
+                if len(tasks) == 1 or isinstance(error, InternalError | RuleBroken):
+                    raise
+                skipped.append(
+                    Skipped(benchmark=definition.name, what=error.what, why=error.why, hint=error.hint)
+                )
+    except KeyboardInterrupt as interruption:
+        if isinstance(interruption, Interrupted):
+            results.append(interruption.result)
+        if not results:
+            raise
+        interrupted = True
+    return Report(
+        started=started, host=host, results=tuple(results), skipped=tuple(skipped), interrupted=interrupted
+    )
 
 
 def _points(

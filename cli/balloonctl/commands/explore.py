@@ -202,10 +202,27 @@ def _searching(progress: Progress, limits: Limits) -> str:
 
 
 def _explored(
-    app: App, tasks: list[Task], jobs: int | None, executor: str | None, *, confirm: int, streamed: bool
+    app: App,
+    tasks: list[Task],
+    jobs: int | None,
+    executor: str | None,
+    *,
+    confirm: int,
+    streamed: bool,
+    printed: bool,
 ) -> list[dict[str, Any]]:
-    """The results; `streamed` writes a line about each as soon as it is there, and at Ctrl-C what follows the lines."""
-    from balloonctl.render.explore import render_rest
+    """The results. At Ctrl-C those that are there are written.
+
+    Args:
+        app: where to.
+        tasks: what is explored.
+        jobs: processes here; None is as many as pay.
+        executor: other machines, instead.
+        confirm: how often a bug is tried on real threads.
+        streamed: write a line about each result as soon as it is there, and at Ctrl-C what follows the lines.
+        printed: whether results go to stdout at all.
+    """
+    from balloonctl.render.explore import render_matrix, render_rest
 
     results: list[dict[str, Any]] = []
     stdout = app.stdout  # made here, for the real stdout, to which lines are written meanwhile
@@ -213,8 +230,12 @@ def _explored(
         with prints_to_stderr():
             _explore_into(results, app, tasks, jobs, executor, confirm=confirm, streamed=streamed)
     except KeyboardInterrupt:
-        if streamed and results:
-            stdout.print(render_rest(_document(results)))
+        if results:
+            document = _document(results, interrupted=True)
+            if streamed:
+                stdout.print(render_rest(document))
+            elif printed:
+                app.emit(document, render_matrix)
             app.note(f"{len(results)} of {len(tasks)} scenarios were explored")
         raise
     return results
@@ -256,11 +277,12 @@ def _explore_into(
                 results[-1]["live"] = _confirmed(task, result, confirm)
 
 
-def _document(results: list[dict[str, Any]]) -> dict[str, Any]:
+def _document(results: list[dict[str, Any]], *, interrupted: bool = False) -> dict[str, Any]:
     """What was found, as a document."""
     return {
         "schema": "balloonctl/explore/1",
         "seconds": sum(result["seconds"] for result in results),
+        "interrupted": interrupted,
         "results": results,
     }
 
@@ -282,15 +304,41 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 
 def _surveyed(app: App, surveys: list[Survey], jobs: int | None, executor: str | None) -> dict[str, Any]:
-    """Designs by properties, as a document."""
+    """Designs by properties, as a document. At Ctrl-C those that are there are written."""
     from time import monotonic
 
-    from balloonctl.progress import exploring
+    from balloonctl.render.explore import render_properties
     from balloonvq.explore.matrix import Property
-    from balloonvq.explore.parallel import connected, explore_all
 
     began = monotonic()
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def document(*, interrupted: bool) -> dict[str, Any]:
+        return {
+            "schema": "balloonctl/matrix/1",
+            "seconds": monotonic() - began,
+            "interrupted": interrupted,
+            "properties": [property_.value for property_ in Property],
+            "rows": rows,
+        }
+
+    try:
+        _survey_into(rows, app, surveys, jobs, executor)
+    except KeyboardInterrupt:
+        if rows:
+            app.emit(document(interrupted=True), render_properties)
+            app.note(f"{len(rows)} of {len(surveys)} designs were explored")
+        raise
+    return document(interrupted=False)
+
+
+def _survey_into(
+    rows: list[dict[str, Any]], app: App, surveys: list[Survey], jobs: int | None, executor: str | None
+) -> None:
+    """Appends the rows as they come."""
+    from balloonctl.progress import exploring
+    from balloonvq.explore.parallel import connected, explore_all
+
     with nullcontext() if executor is None else connected(executor) as pool, exploring(app) as bar:
         every = explore_all(surveys, jobs=_jobs(jobs, len(surveys)), executor=pool)
         with closing(every) as coming:
@@ -307,12 +355,6 @@ def _surveyed(app: App, surveys: list[Survey], jobs: int | None, executor: str |
                         "seconds": row.seconds,
                     }
                 )
-    return {
-        "schema": "balloonctl/matrix/1",
-        "seconds": monotonic() - began,
-        "properties": [property_.value for property_ in Property],
-        "rows": rows,
-    }
 
 
 def _exit_code(results: Iterable[dict[str, Any]]) -> int:
@@ -542,10 +584,11 @@ def explore(
     times = (0 if every else _CONFIRM) if confirm is None else confirm
     if (checkpoint or resume) and (len(tasks) != 1 or executor is not None):
         raise click.UsageError("a checkpoint is of one design in one --scenario, explored here", ctx)
-    streamed = app.settings.output is Format.TABLE and not every and html != "-"
+    printed = html != "-"
+    streamed = printed and app.settings.output is Format.TABLE and not every
     work = [Task(name, one, options, limits, checkpoint or resume, resume, only) for name, _, one in tasks]
     with nullcontext() if html is None else report(html) as file:
-        results = _explored(app, work, jobs, executor, confirm=times, streamed=streamed)
+        results = _explored(app, work, jobs, executor, confirm=times, streamed=streamed, printed=printed)
         document = _document(results)
         if file is not None:
             from balloonctl.commands.info import version_line
@@ -554,6 +597,6 @@ def explore(
             file.write(explore_page(document, version_line()))
     if streamed and results:
         app.stdout.print(render.render_rest(document))
-    elif html != "-":
+    elif printed:
         app.emit(document, render.render_matrix if every else render.render_explore)
     return _exit_code(results)

@@ -325,7 +325,8 @@ def render_matrix(document: Mapping[str, Any]) -> RenderableType:
     if any(result["verdict"] == "INCOMPLETE" for result in results):
         legend.append("? incomplete, no verdict")
     if not matrix.full:
-        legend.append("- means nothing for this design")
+        unknown = "not explored, or " if document["interrupted"] else ""
+        legend.append(f"- {unknown}means nothing for this design")
     numbers = totals(results, document["seconds"])
     return Group(matrix, "", _Joined(map(Text, legend)), numbers)
 

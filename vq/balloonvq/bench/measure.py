@@ -48,6 +48,7 @@ __all__ = [
     "Against",
     "Benchmark",
     "Definition",
+    "Interrupted",
     "Parameter",
     "Plan",
     "Row",
@@ -214,6 +215,18 @@ def points(definition: Definition, scans: Mapping[str, Sequence[Value]]) -> list
     return [dict(zip(keys, values, strict=True)) for values in itertools.product(*choices)]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while a benchmark was measured.
+
+    Attributes:
+        result: what the rounds before it measured.
+    """
+
+    def __init__(self, result: Result) -> None:
+        super().__init__()
+        self.result = result
+
+
 def measure(
     definition: Definition,
     values: Mapping[str, Value] | None = None,
@@ -232,6 +245,7 @@ def measure(
         InvalidArgument: if a number of rounds is none, or a value cannot be.
         BalloonError: whatever the benchmark says why it cannot be run.
         InternalError: if the benchmark broke its contract.
+        Interrupted: on Ctrl-C after a round that counts.
     """
     plan = plan or Plan()
     runs = definition.runs if plan.runs is None else plan.runs
@@ -248,6 +262,7 @@ def measure(
     tell = on_progress or _unheard
     benchmark = definition.create(**chosen)
     rounds: list[Mapping[str, Sample]] = []
+    interrupted = False
     try:
         rows = tuple(benchmark.rows)
         _check_rows(rows)
@@ -256,20 +271,26 @@ def measure(
             _checked(benchmark.round(), rows)
             tell(number + 1, warmup + runs)
         started = time.perf_counter()
-        while True:
-            rounds.append(_checked(benchmark.round(), rows))
-            elapsed = time.perf_counter() - started
-            done = len(rounds)
-            tell(warmup + done, warmup + max(runs, _needed(done, elapsed, plan.min_time_s)))
-            if done >= runs and (elapsed >= plan.min_time_s or done >= RUNS_MAX):
-                break
+        try:
+            while True:
+                measured = _checked(benchmark.round(), rows)
+                elapsed = time.perf_counter() - started
+                rounds.append(measured)
+                done = len(rounds)
+                tell(warmup + done, warmup + max(runs, _needed(done, elapsed, plan.min_time_s)))
+                if done >= runs and (elapsed >= plan.min_time_s or done >= RUNS_MAX):
+                    break
+        except KeyboardInterrupt:
+            if not rounds:
+                raise
+            interrupted = True
         notes = tuple(benchmark.notes)
     finally:
         benchmark.close()
     results = tuple(_row_result(row, rounds) for row in rows)
     by_name = {row.name: row for row in results}
     results = tuple(_with_ratios(row, result, by_name) for row, result in zip(rows, results, strict=True))
-    return Result(
+    result = Result(
         benchmark=definition.name,
         about=definition.about,
         parameters=chosen,
@@ -280,6 +301,9 @@ def measure(
         notes=notes,
         warnings=tuple(_warnings(results, elapsed / len(rounds), warmup)),
     )
+    if interrupted:
+        raise Interrupted(result)
+    return result
 
 
 def _needed(done: int, elapsed: float, min_time_s: float) -> int:

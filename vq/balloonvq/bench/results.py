@@ -128,6 +128,8 @@ class Report:
     results: tuple[Result, ...]
     skipped: tuple[Skipped, ...] = ()
     """By `bench all`: what could not be measured here."""
+    interrupted: bool = False
+    """Whether Ctrl-C came before all was measured; the last result may have fewer rounds than were asked for."""
 
 
 def ratios(samples: Sequence[float], others: Sequence[float], better: Better) -> list[float]:
