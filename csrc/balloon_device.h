@@ -241,8 +241,9 @@ int bln_holds(struct bln_device *dev, uint64_t pfn);
 enum vq_broken bln_broken(struct bln_device *dev, unsigned *queue);
 
 /*
- * Gives all memory back that is owed when this is called: the caller does the work.
- * Returns 0; also early, if the worker, a queue or the device is stopped or reset meanwhile.
+ * Gives all memory back that is owed when this is called: the caller does the work, or a part of it.
+ * Returns 0; also early, if the worker, a queue or the device is stopped or reset meanwhile, or
+ * its memory exchanged.
  * bln_flush_cpu_ns: processor time of all such calls so far.
  */
 int bln_flush(struct bln_device *dev);

@@ -77,23 +77,45 @@ enum bln_sleep {
 	BLN_ASLEEP   /* until anything becomes owed */
 };
 
-/* See lazy.c. All under pages, unless said otherwise. */
-struct bln_lazy {
-	struct discard *discard; /* the flusher's; its memory changes only with nothing in flight */
-	struct bln_owed owed;
-	uint64_t owed_max;      /* pages; with more, inflating waits */
-	uint64_t newest_ns;     /* when a page last became owed */
-	uint64_t flying;        /* pages in flight; all in [flying_first, flying_end) */
-	uint64_t flying_first;  /* lowest of them */
-	uint64_t flying_end;    /* one past the highest; 0 with none */
-	uint64_t landed;        /* flights that are over */
+/* Blocks whose memory is of one file, in which one thread at a time can make holes. A block in
+ * which two files meet goes with either. */
+struct bln_lane {
+	uint64_t first;         /* its lowest block */
+	uint64_t end;           /* one past its highest */
 	uint64_t eager;         /* block from which whole ones are looked for */
 	uint64_t cursor;        /* block at which the sweep stands */
 	uint64_t sweeps;        /* wanted sweeps that are over */
 	uint64_t sweeps_wanted; /* by bln_flush(); never less */
-	unsigned waiters;       /* for `changed` */
-	unsigned flushing;      /* threads in bln_flush(), which give back in the flusher's place */
-	uint64_t flush_ns;      /* their processor time; atomic */
+	unsigned file;          /* as in gm_region; several lanes may have one file */
+};
+
+/* A thread's turn at giving back, or at preparing for it. */
+struct bln_flight {
+	struct discard *discard; /* its own; the memory changes only with nothing in the air */
+	bool taken;              /* by a thread, which uses the discarder */
+	unsigned file;           /* of the pages in flight */
+	uint64_t first;          /* lowest of them */
+	uint64_t end;            /* one past the highest; 0: none, it is preparing, or not taken */
+	uint64_t landed;         /* turns that are over */
+};
+
+#define BLN_FLIGHTS 2u /* at once */
+
+/* See lazy.c. All under pages, unless said otherwise. */
+struct bln_lazy {
+	struct bln_owed owed;
+	struct bln_flight flights[BLN_FLIGHTS];
+	struct bln_lane lanes[GM_REGIONS_MAX];
+	unsigned lane_count; /* those in use; at least 1 */
+	unsigned turn;       /* lane that is looked at first */
+	uint64_t prepare;   /* bln_flush(): block from which on to prepare; UINT64_MAX = all done */
+	unsigned preparing; /* threads that do; nobody takes off before that is over */
+	uint64_t owed_max;  /* pages; with more, inflating waits */
+	uint64_t newest_ns; /* when a page last became owed */
+	unsigned waiters;   /* for `changed` */
+	unsigned flushing;  /* threads in bln_flush(), which give back in the flusher's place ... */
+	bool beside;        /* ... or beside it */
+	uint64_t flush_ns;  /* their processor time; atomic */
 	enum bln_sleep sleep;   /* what the flusher does */
 	bool possible;          /* by method and memory */
 	bool running;           /* the thread is there; changes under control too */
@@ -204,8 +226,8 @@ void bln_lazy_destroy(struct bln_device *dev);
 int bln_lazy_start(struct bln_device *dev);
 void bln_lazy_stop(struct bln_device *dev);
 
-/* Looks whether pages may be given back late, after something changed that decides it. If not, the
- * flight has landed when this returns. control and pages are held. */
+/* Looks whether pages may be given back late, after something changed that decides it. If not, all
+ * flights have landed when this returns. control and pages are held. */
 void bln_lazy_update(struct bln_device *dev);
 
 /* Stops giving back late until the next update, and forgets what is owed. Likewise. */
@@ -218,12 +240,12 @@ void bln_lazy_set_memory(struct bln_device *dev, struct bln_owed *fresh);
  * and not while waiting. */
 void bln_lazy_owe(struct bln_device *dev, const uint32_t *pfns, size_t n);
 
-/* A page is to go back to the guest: it is not owed any more. True if it may be in flight; then
- * bln_lazy_land() is called before the lock is given away. pages is held. */
-bool bln_lazy_forgive(struct bln_device *dev, uint32_t pfn);
+/* A page is to go back to the guest: it is not owed any more. The flight that it may be in, as a bit,
+ * or 0; bln_lazy_land() is called with all of them before the lock is given away. pages is held. */
+unsigned bln_lazy_forgive(struct bln_device *dev, uint32_t pfn);
 
-/* Waits until the flight of this moment is over. pages is held, and not while waiting. */
-void bln_lazy_land(struct bln_device *dev);
+/* Waits until these flights, bits of them, are over. pages is held, and not while waiting. */
+void bln_lazy_land(struct bln_device *dev, unsigned flights);
 
 /* ---- balloon_stats.c ---------------------------------------------------- */
 

@@ -280,7 +280,7 @@ static size_t deflate_piece(struct bln_device *dev, struct bln_queue *q, size_t 
 {
 	struct gm_window window = {0};
 	size_t kept = 0, outside = 0;
-	bool flying = false;
+	unsigned flights = 0;
 
 	pthread_mutex_lock(&dev->pages_lock);
 	for (size_t i = 0; i < n; i++) {
@@ -296,10 +296,10 @@ static size_t deflate_piece(struct bln_device *dev, struct bln_queue *q, size_t 
 		if (*word & bit)
 			kept++;
 		atomic_set(*word, *word & ~bit);
-		flying |= bln_lazy_forgive(dev, pfn);
+		flights |= bln_lazy_forgive(dev, pfn);
 	}
-	if (flying)
-		bln_lazy_land(dev);
+	if (flights)
+		bln_lazy_land(dev, flights);
 	pthread_mutex_unlock(&dev->pages_lock);
 
 	atomic_add(dev->count.deflated_pages, kept);

@@ -411,31 +411,47 @@ int bench_rig_drive(struct bench_rig *rig, struct pa *pa, unsigned queue, uint64
 
 /* ---- as others do it ---------------------------------------------------- */
 
-/* A range of pages in one region; adds what it took. */
-static int give_back(struct gm *mem, uint64_t pfn, uint64_t pages, bool unmap,
-		     struct bench_report *out)
+/* A piece of one region; adds what it took. */
+static int give_back_piece(const struct gm_region *region, uint64_t addr, uint64_t bytes,
+			   bool unmap, struct bench_report *out)
 {
-	const uint64_t addr = pfn << GM_PAGE_SHIFT, bytes = pages << GM_PAGE_SHIFT;
-	const struct gm_region *region = gm_find(mem, addr);
-	uint8_t *host = gm_at(mem, addr, bytes);
-	uint64_t offset;
+	const uint64_t offset = addr - region->guest_addr;
 
-	if (!host)
-		return -EFAULT;
-	offset = region->fd_offset + (addr - region->guest_addr);
 	out->ranges++;
 	if (region->fd >= 0) {
 		out->syscalls++;
-		if (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
-			      (off_t)bytes))
+		if (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			      (off_t)(region->fd_offset + offset), (off_t)bytes))
 			return -errno;
 	}
 	if (region->fd < 0 || unmap) {
 		out->syscalls++;
-		if (madvise(host, (size_t)bytes, MADV_DONTNEED))
+		if (madvise(region->host + offset, (size_t)bytes, MADV_DONTNEED))
 			return -errno;
 	}
 	return 0;
+}
+
+/* A range of pages, cut where regions end; adds what it took. */
+static int give_back(struct gm *mem, uint64_t addr, uint64_t bytes, bool unmap,
+		     struct bench_report *out)
+{
+	int rc = 0;
+
+	while (bytes > 0 && rc == 0) {
+		const struct gm_region *region = gm_find(mem, addr);
+		uint64_t here;
+
+		if (!region)
+			return -EFAULT;
+		here = region->size - (addr - region->guest_addr);
+		if (here > bytes)
+			here = bytes;
+		rc = give_back_piece(region, addr, here, unmap, out);
+		addr += here;
+		bytes -= here;
+	}
+	return rc;
 }
 
 int bench_in_one(struct gm *mem, uint64_t addr, uint64_t bytes, struct bench_report *out)
@@ -443,7 +459,7 @@ int bench_in_one(struct gm *mem, uint64_t addr, uint64_t bytes, struct bench_rep
 	int rc;
 
 	begin(out);
-	rc = give_back(mem, addr >> GM_PAGE_SHIFT, bytes >> GM_PAGE_SHIFT, false, out);
+	rc = give_back(mem, addr, bytes, false, out);
 	end(out);
 	return rc;
 }
@@ -455,7 +471,7 @@ int bench_page_by_page(struct gm *mem, const uint32_t *pfns, size_t n, struct be
 	begin(out);
 	out->requests = (n + BENCH_ARRAY - 1) / BENCH_ARRAY;
 	for (size_t i = 0; i < n && rc == 0; i++)
-		rc = give_back(mem, pfns[i], 1, true, out);
+		rc = give_back(mem, (uint64_t)pfns[i] << GM_PAGE_SHIFT, GM_PAGE_SIZE, true, out);
 	end(out);
 	return rc;
 }
@@ -483,7 +499,8 @@ int bench_merged(struct gm *mem, const uint32_t *pfns, size_t n, struct bench_re
 			for (next = i + 1; next < count && array[next] == array[next - 1] + 1;
 			     next++)
 				;
-			rc = give_back(mem, array[i], next - i, false, out);
+			rc = give_back(mem, (uint64_t)array[i] << GM_PAGE_SHIFT,
+				       (uint64_t)(next - i) << GM_PAGE_SHIFT, false, out);
 		}
 	}
 	end(out);

@@ -21,18 +21,20 @@
  *      With the record of all pages given up, a host page at an end is dropped too
  *      if the rest of it was given up earlier. The end of the last dropped piece
  *      is remembered, so that two runs in one such host page drop it once.
- *   5. Pieces are collected until there are enough for one call, or the request ends.
- *      Private memory is dropped by one process_madvise() on ourselves with all of them. It
- *      flushes the TLBs once, where a madvise() each would do it once each: an interrupt of every
- *      processor that runs another thread of ours, and the better part of the price. A file has a
- *      fallocate() each.
+ *   5. Pieces are collected until there are enough for one call, or the request ends. Then one
+ *      process_madvise() on ourselves drops them all. For private memory that saves one flush of
+ *      the TLBs a piece: an interrupt of every processor that runs another thread of ours, and the
+ *      better part of the price. For a file it saves the system calls: MADV_REMOVE makes the hole
+ *      that fallocate() would. What the kernel does not do together is done one by one.
  *
  * A hole in a file shoots down TLBs too if the page is mapped. For scattered ones that is far more
  * than all the rest. So the mapping is emptied first: every few small holes in a block of 2 MiB,
  * the block's part of our mapping is dropped, with those of all other such blocks in one
  * process_madvise(). In a shared mapping that loses nothing, and later holes in the block find
  * nothing mapped. How many is "a few" weighs one such hole against unmapping a block that is all
- * there; with a count a block neither price is ever paid more than about twice.
+ * there; with a count a block neither price is ever paid more than about twice. Who knows
+ * beforehand what is to come has it done at once, by discard_prepare(): while one thread unmaps
+ * anything, the kernel flushes all TLBs for every hole that another one makes.
  *
  * Counters are relaxed atomics: readers on other threads want numbers, and
  * nothing is ordered by them.
@@ -57,15 +59,19 @@
 #define DIGITS        (32u / DIGIT_BITS)
 #define DIGIT_VALUES  (1u << DIGIT_BITS)
 
-#define BATCH_RANGES 512u       /* in one system call; the kernel takes 1024 */
-#define BLOCK_BYTES  (2u << 20) /* of guest memory: what one page table maps */
-#define BLOCK_HOLES  8u /* small holes in a block from one emptying of its mapping to the next */
+#define PFNS_END (1ull << 32) /* PFNs are 32 bits wide */
+
+#define BATCH_RANGES 512u              /* in one system call; the kernel takes 1024 */
+#define BLOCK_BYTES  (2u << 20)        /* of guest memory: what one page table maps */
 #define SMALL_BYTES  (BLOCK_BYTES / 4) /* a small hole */
 
 /* What discarders beside each other have in common. */
 struct shared {
 	uint64_t fail_next;            /* ranges still to fail (atomic) */
 	struct discard_counters count; /* see header (atomic, each) */
+	int16_t *holes; /* small ones in a block since its mapping was emptied; below 0: so many
+			 * more were announced (atomic, each); NULL: not counted */
+	uint64_t holes_count; /* blocks that it covers */
 };
 
 struct discard {
@@ -81,11 +87,11 @@ struct discard {
 	struct iovec *batch;        /* BATCH_RANGES of pieces to be dropped, as host addresses */
 	size_t batched;             /* how many there are; all in batch_region */
 	struct gm_region batch_region;
-	struct iovec *blocks; /* BATCH_RANGES of the mapping to be emptied before */
-	size_t blocked;       /* how many there are */
-	uint8_t *holes;       /* small holes in each block since its mapping was emptied, or NULL */
-	uint64_t holes_count; /* blocks that it covers */
-	int self;             /* pidfd of this process, -1: one range a call */
+	struct iovec *blocks;  /* BATCH_RANGES of the mapping to be emptied before */
+	size_t blocked;        /* how many there are */
+	int self;              /* pidfd of this process, -1: one range a call */
+	bool can_drop;         /* the kernel takes MADV_DONTNEED of many ranges ... */
+	bool can_remove;       /* ... and MADV_REMOVE, which is a hole in the mapped file */
 	struct shared *shared; /* our own, or that of the one we were created beside */
 	struct shared own;
 };
@@ -105,14 +111,18 @@ static void add(uint64_t *counter, uint64_t n)
 /* Blocks of the memory map, from 0 up to its end. Without room for them no mapping is emptied. */
 static void count_blocks(struct discard *d)
 {
-	const uint64_t end = gm_pfn_end(d->mem) << GM_PAGE_SHIFT;
+	const uint64_t end = gm_pfn_end(d->mem);
+	const uint64_t pages = end < PFNS_END ? end : PFNS_END;
+	struct shared *own = &d->own;
 
-	free(d->holes);
-	d->holes_count = (end + BLOCK_BYTES - 1) / BLOCK_BYTES;
-	d->holes = calloc((size_t)d->holes_count + 1, sizeof(*d->holes));
+	free(own->holes);
+	own->holes_count = (pages + BLOCK_BYTES / GM_PAGE_SIZE - 1) / (BLOCK_BYTES / GM_PAGE_SIZE);
+	own->holes = calloc((size_t)own->holes_count + 1, sizeof(*own->holes));
 }
 
-int discard_create(struct gm *mem, enum discard_method method, struct discard **out)
+/* With what it shares with others, or with its own if `shared` is NULL. */
+static int create(struct gm *mem, enum discard_method method, struct shared *shared,
+		  struct discard **out)
 {
 	struct discard *d;
 
@@ -122,6 +132,8 @@ int discard_create(struct gm *mem, enum discard_method method, struct discard **
 	if (!d)
 		return -ENOMEM;
 	d->self = -1;
+	d->can_drop = true;
+	d->can_remove = true;
 	d->scratch = malloc(SCRATCH_FIRST * sizeof(*d->scratch));
 	d->batch = malloc(BATCH_RANGES * sizeof(*d->batch));
 	d->blocks = malloc(BATCH_RANGES * sizeof(*d->blocks));
@@ -132,24 +144,25 @@ int discard_create(struct gm *mem, enum discard_method method, struct discard **
 	d->scratch_count = SCRATCH_FIRST;
 	d->mem = mem;
 	d->method = method;
-	d->shared = &d->own;
+	d->shared = shared ? shared : &d->own;
 	/* One that cannot be had, by an old kernel or for want of descriptors, is done without. */
 	if (method == DISCARD_PUNCH || method == DISCARD_DONTNEED)
 		d->self = (int)syscall(SYS_pidfd_open, getpid(), 0);
-	if (method == DISCARD_PUNCH)
+	if (method == DISCARD_PUNCH && !shared)
 		count_blocks(d);
 	discard_set_host_page(d, 0);
 	*out = d;
 	return 0;
 }
 
+int discard_create(struct gm *mem, enum discard_method method, struct discard **out)
+{
+	return create(mem, method, NULL, out);
+}
+
 int discard_create_beside(struct discard *first, struct discard **out)
 {
-	const int rc = discard_create(first->mem, first->method, out);
-
-	if (rc == 0)
-		(*out)->shared = first->shared;
-	return rc;
+	return create(first->mem, first->method, first->shared, out);
 }
 
 void discard_destroy(struct discard *d)
@@ -161,7 +174,7 @@ void discard_destroy(struct discard *d)
 	free(d->scratch);
 	free(d->batch);
 	free(d->blocks);
-	free(d->holes);
+	free(d->own.holes);
 	free(d);
 }
 
@@ -175,7 +188,9 @@ void discard_set_memory(struct discard *d, struct gm *mem)
 	d->mem = mem;
 	d->held = NULL;
 	d->region.size = 0; /* a copy of one that is gone */
-	if (d->method == DISCARD_PUNCH)
+	d->can_drop = true; /* what was refused there may be taken here */
+	d->can_remove = true;
+	if (d->method == DISCARD_PUNCH && d->shared == &d->own)
 		count_blocks(d);
 }
 
@@ -382,22 +397,21 @@ static int drop(struct discard *d, const struct gm_region *region, const struct 
 }
 
 /*
- * MADV_DONTNEED of n ranges by one system call. How many of them were done: 0 also on a kernel
- * that cannot do this to ourselves, which is not asked again.
+ * Advice on n ranges by one system call. How many of them were done: 0 also on a kernel
+ * that cannot do this to ourselves, which is not asked again (*can becomes false).
  */
-static size_t dontneed_all(struct discard *d, const struct iovec *ranges, size_t n)
+static size_t advise_all(struct discard *d, const struct iovec *ranges, size_t n, int advice,
+			 bool *can)
 {
 	ssize_t done;
 	size_t i;
 
-	if (n < 2 || d->self < 0)
+	if (n < 2 || d->self < 0 || !*can)
 		return 0;
 	add(&d->shared->count.syscalls, 1);
-	done = syscall(SYS_process_madvise, d->self, ranges, n, MADV_DONTNEED, 0);
-	if (done < 0 && errno != EINTR && errno != ENOMEM) {
-		close(d->self);
-		d->self = -1;
-	}
+	done = syscall(SYS_process_madvise, d->self, ranges, n, advice, 0);
+	if (done < 0 && errno != EINTR && errno != ENOMEM)
+		*can = false;
 	for (i = 0; i < n && done >= (ssize_t)ranges[i].iov_len; i++)
 		done -= (ssize_t)ranges[i].iov_len;
 	return i;
@@ -406,7 +420,7 @@ static size_t dontneed_all(struct discard *d, const struct iovec *ranges, size_t
 /* Empties our mapping of the blocks that were noted. What cannot be only makes holes dearer. */
 static void empty_blocks(struct discard *d)
 {
-	const size_t done = dontneed_all(d, d->blocks, d->blocked);
+	const size_t done = advise_all(d, d->blocks, d->blocked, MADV_DONTNEED, &d->can_drop);
 
 	for (size_t i = done; i < d->blocked; i++) {
 		add(&d->shared->count.syscalls, 1);
@@ -424,7 +438,9 @@ static int drop_batch(struct discard *d, int64_t *ranges)
 	if (d->blocked > 0)
 		empty_blocks(d);
 	if (d->method == DISCARD_DONTNEED)
-		done = dontneed_all(d, d->batch, d->batched);
+		done = advise_all(d, d->batch, d->batched, MADV_DONTNEED, &d->can_drop);
+	else if (d->method == DISCARD_PUNCH)
+		done = advise_all(d, d->batch, d->batched, MADV_REMOVE, &d->can_remove);
 	for (size_t i = 0; i < d->batched; i++) {
 		const int rc = i < done ? 0 : drop(d, &d->batch_region, &d->batch[i]);
 
@@ -442,35 +458,65 @@ static int drop_batch(struct discard *d, int64_t *ranges)
 	return first_error;
 }
 
-/* Notes the mapping around a small hole for emptying, once there were a few of them. */
-static void count_hole(struct discard *d, const struct gm_region *region, const struct piece *piece)
+/* Notes the mapping of what a region has of a block, for emptying. Blocks come rising. */
+static void note_block(struct discard *d, const struct gm_region *region, uint64_t block)
 {
-	const uint64_t block =
-	    (region->guest_addr + (piece->first - region->fd_offset)) / BLOCK_BYTES;
-	uint64_t first = block * BLOCK_BYTES, end = first + BLOCK_BYTES;
+	const uint64_t start = block * BLOCK_BYTES;
+	const uint64_t first = start > region->guest_addr ? start : region->guest_addr;
+	const uint64_t left = region->size - (first - region->guest_addr);
+	const uint64_t here = BLOCK_BYTES - (first - start);
+	const size_t bytes = (size_t)(here < left ? here : left);
 	struct iovec *last = d->blocked > 0 ? &d->blocks[d->blocked - 1] : NULL;
 	uint8_t *host;
 
-	if (!d->holes || block >= d->holes_count || piece->end - piece->first >= SMALL_BYTES ||
-	    ++d->holes[block] < BLOCK_HOLES)
-		return;
-	d->holes[block] = 0;
-	if (first < region->guest_addr)
-		first = region->guest_addr;
-	if (end > region->guest_addr + region->size)
-		end = region->guest_addr + region->size;
 	host = region->host + (first - region->guest_addr);
 	/* Regions of a front end may begin anywhere in a page. */
 	if ((uintptr_t)host % d->host_page)
 		return;
 	if (last && host >= (uint8_t *)last->iov_base &&
 	    host < (uint8_t *)last->iov_base + last->iov_len)
-		return; /* noted already: ranges come rising */
+		return; /* noted already */
 	if (last && (uint8_t *)last->iov_base + last->iov_len == host)
-		last->iov_len += (size_t)(end - first);
+		last->iov_len += bytes;
 	else
-		d->blocks[d->blocked++] =
-		    (struct iovec){.iov_base = host, .iov_len = (size_t)(end - first)};
+		d->blocks[d->blocked++] = (struct iovec){.iov_base = host, .iov_len = bytes};
+}
+
+/* Notes the mapping around a small hole for emptying, once there were a few of them. */
+static void count_hole(struct discard *d, const struct gm_region *region, const struct piece *piece)
+{
+	const uint64_t block =
+	    (region->guest_addr + (piece->first - region->fd_offset)) / BLOCK_BYTES;
+	struct shared *shared = d->shared;
+
+	if (!shared->holes || block >= shared->holes_count ||
+	    piece->end - piece->first >= SMALL_BYTES ||
+	    __atomic_add_fetch(&shared->holes[block], 1, __ATOMIC_RELAXED) < DISCARD_BLOCK_HOLES)
+		return;
+	__atomic_store_n(&shared->holes[block], 0, __ATOMIC_RELAXED);
+	note_block(d, region, block);
+}
+
+void discard_prepare(struct discard *d, const struct discard_block *blocks, size_t n)
+{
+	struct shared *shared = d->shared;
+
+	if (d->method != DISCARD_PUNCH || !shared->holes)
+		return;
+	for (size_t i = 0; i < n; i++) {
+		const uint64_t block = blocks[i].block;
+		const struct gm_region *region = region_of(d, block * BLOCK_BYTES);
+
+		if (!region || d->granule != GM_PAGE_SIZE || block >= shared->holes_count)
+			continue;
+		__atomic_store_n(&shared->holes[block], (int16_t)-blocks[i].holes,
+				 __ATOMIC_RELAXED);
+		if (d->blocked == BATCH_RANGES)
+			empty_blocks(d);
+		note_block(d, region, block);
+	}
+	if (d->blocked > 0)
+		empty_blocks(d);
 }
 
 /* Puts a piece into the batch; see drop_batch(). */

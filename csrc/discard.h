@@ -7,7 +7,7 @@
  * merged. Only whole host pages are dropped: where the host's page is bigger than
  * 4 KiB, a range is rounded inward (T-49). Shared file memory is dropped by
  * punching a hole in the file, since MADV_DONTNEED frees nothing there (T-50), and private
- * memory by MADV_DONTNEED, of many ranges in one system call where the kernel can do that (6.13).
+ * memory by MADV_DONTNEED; many ranges in one system call where the kernel can do that (6.13).
  *
  * Scattered holes empty our mapping of the memory around them now and then. Nothing is lost by
  * that, but the next access to such a page is a fault that finds it again.
@@ -45,7 +45,8 @@ int discard_create(struct gm *mem, enum discard_method method, struct discard **
 void discard_destroy(struct discard *d);
 
 /* A second one over the memory of the first, for another thread. It adds to the counts of the first
- * and takes from its faults, so the first must live longer. 0, -ENOMEM. */
+ * and takes from its faults, so the first must live longer, and goes on with another memory map
+ * (discard_set_memory()) before this one does. 0, -ENOMEM. */
 int discard_create_beside(struct discard *first, struct discard **out);
 
 /* The biggest host page under guest memory: only whole ones can be given back. */
@@ -63,6 +64,19 @@ int64_t discard_pages(struct discard *d, uint32_t *pfns, size_t n);
  * against. Whole pages inside one region. 0, -EINVAL, -EFAULT, -errno.
  */
 int discard_range(struct discard *d, uint64_t addr, uint64_t len);
+
+/*
+ * So many holes, at least DISCARD_BLOCK_HOLES, are about to come in each of n blocks: our mapping of
+ * the blocks is emptied now, and not again by those holes. Blocks rise. This is only for speed:
+ * unknown blocks are skipped, and nothing is lost. Like discard_pages(), by one thread at a time
+ * for each discarder.
+ */
+#define DISCARD_BLOCK_HOLES 8
+struct discard_block {
+	uint32_t block; /* guest addresses from block * 2 MiB on */
+	uint16_t holes; /* at most 256 */
+};
+void discard_prepare(struct discard *d, const struct discard_block *blocks, size_t n);
 
 void discard_counters_get(const struct discard *d, struct discard_counters *out);
 

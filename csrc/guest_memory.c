@@ -58,7 +58,6 @@ struct mapping {
 	size_t map_bytes;        /* its length */
 	dev_t dev;               /* device of the file; with ino, its identity */
 	ino_t ino;               /* inode of the file */
-	bool first_of_file;      /* no region before it in the array has the same file */
 };
 
 struct gm {
@@ -79,39 +78,44 @@ int gm_create_empty(struct gm **out)
 	return 0;
 }
 
+/* A region of a new memfd at addr. 0 or -errno. */
+static int add_memfd(struct gm *mem, uint64_t addr, uint64_t size)
+{
+	const int fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int rc;
+
+	if (fd < 0)
+		return -errno;
+	/* Whoever is handed the file cannot shrink it under our mapping, which would make our
+	 * next access a SIGBUS. Holes may still be punched. */
+	if (ftruncate(fd, (off_t)size) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK))
+		rc = -errno;
+	else
+		rc = gm_add_region(mem, addr, size, fd, 0);
+	if (rc)
+		close(fd);
+	return rc;
+}
+
 int gm_create(uint64_t size, struct gm **out)
 {
-	struct gm *mem;
-	int fd, rc;
+	const unsigned files = size / GM_FILES < GM_FILE_MIN ? 1 : GM_FILES;
+	/* No huge page belongs to two files. */
+	const uint64_t each = size / files / HUGE_BYTES * HUGE_BYTES;
+	struct gm *mem = NULL;
+	int rc;
 
 	if (size == 0 || size % GM_PAGE_SIZE || size > GM_CREATE_MAX)
 		return -EINVAL;
 	rc = gm_create_empty(&mem);
-	if (rc)
+	for (unsigned i = 0; rc == 0 && i < files; i++)
+		rc = add_memfd(mem, i * each, i + 1 < files ? each : size - i * each);
+	if (rc) {
+		gm_destroy(mem);
 		return rc;
-
-	fd = memfd_create("guest-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (fd < 0) {
-		rc = -errno;
-		goto fail;
 	}
-	/* Whoever is handed the file cannot shrink it under our mapping, which would make our
-	 * next access a SIGBUS. Holes may still be punched. */
-	if (ftruncate(fd, (off_t)size) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK)) {
-		rc = -errno;
-		goto fail_fd;
-	}
-	rc = gm_add_region(mem, 0, size, fd, 0);
-	if (rc)
-		goto fail_fd;
 	*out = mem;
 	return 0;
-
-fail_fd:
-	close(fd);
-fail:
-	gm_destroy(mem);
-	return rc;
 }
 
 /* Maps size bytes of anonymous memory at a multiple of HUGE_BYTES. NULL with errno. */
@@ -171,16 +175,16 @@ static uint64_t file_page(int fd)
 	return (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-/* Recomputes which region is the first of its file, after the array changed. */
+/* Recomputes which regions have the same file, after the array changed. */
 static void mark_files(struct gm *mem)
 {
 	for (unsigned i = 0; i < mem->count; i++) {
 		struct mapping *m = &mem->mappings[i];
+		unsigned j = 0;
 
-		m->first_of_file = true;
-		for (unsigned j = 0; j < i && m->first_of_file; j++)
-			m->first_of_file =
-			    mem->mappings[j].dev != m->dev || mem->mappings[j].ino != m->ino;
+		while (mem->mappings[j].dev != m->dev || mem->mappings[j].ino != m->ino)
+			j++;
+		m->region.file = j;
 	}
 }
 
@@ -387,7 +391,7 @@ int64_t gm_allocated_bytes(const struct gm *mem)
 			bytes += resident;
 			continue;
 		}
-		if (!mem->mappings[i].first_of_file)
+		if (mem->mappings[i].region.file != i)
 			continue;
 		if (fstat(mem->mappings[i].region.fd, &st))
 			return -errno;
@@ -459,18 +463,38 @@ static int populate_by_hand(const struct gm_region *region, uint8_t *base, uint6
 	return 0;
 }
 
+/* Whether [addr, addr + len) lies in regions that follow each other without a gap. */
+static bool covered(const struct gm *mem, uint64_t addr, uint64_t len)
+{
+	const struct gm_region *region = gm_find(mem, addr);
+
+	while (region && len > region->size - (addr - region->guest_addr)) {
+		len -= region->size - (addr - region->guest_addr);
+		addr = region->guest_addr + region->size;
+		region = gm_find(mem, addr);
+	}
+	return region != NULL;
+}
+
 int gm_populate(struct gm *mem, uint64_t addr, uint64_t len)
 {
-	uint8_t *base = gm_at(mem, addr, len);
-	int rc;
+	int rc = 0;
 
-	if (!base)
+	if (!covered(mem, addr, len))
 		return -EFAULT;
 	if (len == 0)
 		return 0;
-	rc = populate_host(base, (size_t)len);
-	if (rc == -EINVAL)
-		rc = populate_by_hand(gm_find(mem, addr), base, len);
+	while (rc == 0 && len > 0) {
+		const struct gm_region *region = gm_find(mem, addr);
+		const uint64_t offset = addr - region->guest_addr, left = region->size - offset;
+		const uint64_t here = len < left ? len : left;
+
+		rc = populate_host(region->host + offset, (size_t)here);
+		if (rc == -EINVAL)
+			rc = populate_by_hand(region, region->host + offset, here);
+		addr += here;
+		len -= here;
+	}
 	gm_allocated_peak(mem);
 	return rc;
 }
@@ -562,22 +586,35 @@ int64_t gm_verify(const struct gm *mem, const uint32_t *pfns, size_t n, uint64_t
 	return (int64_t)wrong;
 }
 
+/* Copies region by region, `to` or `from` being what lies outside guest memory. 0, -EFAULT. */
+static int copy(const struct gm *mem, uint64_t addr, uint8_t *to, const uint8_t *from, size_t len)
+{
+	if (!covered(mem, addr, len))
+		return -EFAULT;
+	while (len > 0) {
+		const struct gm_region *region = gm_find(mem, addr);
+		const uint64_t offset = addr - region->guest_addr, left = region->size - offset;
+		const size_t here = len < left ? len : (size_t)left;
+
+		if (to) {
+			memcpy(to, region->host + offset, here);
+			to += here;
+		} else {
+			memcpy(region->host + offset, from, here);
+			from += here;
+		}
+		addr += here;
+		len -= here;
+	}
+	return 0;
+}
+
 int gm_read(const struct gm *mem, uint64_t addr, void *to, size_t len)
 {
-	const void *from = gm_at(mem, addr, len);
-
-	if (!from)
-		return -EFAULT;
-	memcpy(to, from, len);
-	return 0;
+	return copy(mem, addr, to, NULL, len);
 }
 
 int gm_write(struct gm *mem, uint64_t addr, const void *from, size_t len)
 {
-	void *to = gm_at(mem, addr, len);
-
-	if (!to)
-		return -EFAULT;
-	memcpy(to, from, len);
-	return 0;
+	return copy(mem, addr, NULL, from, len);
 }

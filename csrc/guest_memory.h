@@ -23,6 +23,8 @@
 #define GM_PAGE_SHIFT  12u
 #define GM_PAGE_SIZE   (1u << GM_PAGE_SHIFT) /* 4096, whatever the host's page (BAL-DRV-07) */
 #define GM_REGIONS_MAX 64u
+#define GM_FILES       4u          /* of memory made by gm_create() ... */
+#define GM_FILE_MIN    (16u << 20) /* ... if each has at least so many bytes */
 
 struct gm; /* opaque; a memory map and the files behind it */
 
@@ -33,12 +35,14 @@ struct gm_region {
 	uint64_t fd_offset;  /* where in the file guest_addr stands; 0 for anonymous memory */
 	uint8_t *host;       /* where guest_addr is mapped in this process */
 	int fd;              /* the file, owned by the memory map; -1: private anonymous memory */
+	unsigned file;       /* index of the first region of the same file */
 };
 
 /*
- * Makes a memory map of one region at guest-physical 0: `size` bytes of a new
- * memfd, mapped shared, nothing of it allocated yet. size is a multiple of
- * GM_PAGE_SIZE, at least one page, at most 16 TiB (T-17).
+ * Makes a memory map of `size` bytes from guest-physical 0: one new memfd, or where there is
+ * enough, GM_FILES of them, one region behind the other, since the kernel lets one thread at a time
+ * make holes in a file. They are mapped shared, nothing of them is allocated yet. size is a
+ * multiple of GM_PAGE_SIZE, at least one page, at most 16 TiB (T-17).
  * Returns 0, -EINVAL, -ENOMEM or the -errno of memfd_create/mmap.
  */
 int gm_create(uint64_t size, struct gm **out);
@@ -147,7 +151,8 @@ int64_t gm_allocated_peak(struct gm *mem);
 int gm_allocated(struct gm *mem, int64_t *now, int64_t *peak);
 
 /*
- * Makes [addr, addr+len) resident and dirty without changing its content.
+ * Makes [addr, addr+len) resident and dirty without changing its content; regions may follow each
+ * other in it.
  * Reports a full file system or memory limit as -ENOSPC/-ENOMEM instead of the
  * SIGBUS that a plain store would raise. Returns 0, -EFAULT (range), -errno.
  */
@@ -168,7 +173,8 @@ int64_t gm_stamp(struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner)
 int64_t gm_verify(const struct gm *mem, const uint32_t *pfns, size_t n, uint64_t owner,
 		  uint32_t *bad, size_t bad_max);
 
-/* Copies between guest memory and a buffer (for tests and slow paths). 0 or -EFAULT. */
+/* Copies between guest memory and a buffer (for tests and slow paths); regions may follow each other
+ * in it. 0, or -EFAULT and nothing was copied. */
 int gm_read(const struct gm *mem, uint64_t addr, void *to, size_t len);
 int gm_write(struct gm *mem, uint64_t addr, const void *from, size_t len);
 

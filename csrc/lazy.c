@@ -26,14 +26,19 @@
  *
  * Too much owed: the device thread waits before it acknowledges, until there is room.
  *
- * Who asks for all, in bln_flush(), takes chunks itself, in the flusher's place.
+ * Who asks for all, in bln_flush(), takes chunks itself, in the flusher's place; or beside it, if
+ * the memory is of several files. In one file the kernel lets one thread at a time make holes, so
+ * blocks are divided into lanes, each of one file, and a chunk is taken only of a file that no other
+ * chunk in flight is of. Before that, whoever works then empties the mapping of all scattered
+ * blocks (discard_prepare(); only a chunk already in flight does not wait for it).
  *
  * The flusher rests while `on` is false: no worker, a queue stopped, reset, other features. Who makes
- * it false waits for the chunk in flight, so no hole comes after a reset, a stopped queue,
+ * it false waits for the chunks in flight, so no hole comes after a reset, a stopped queue,
  * an exchange of the memory or a stopped worker. What is owed then stays so, but for a reset,
  * which forgets it with the rest of the page record (T-14).
  */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,13 +49,16 @@
 #define BLOCK_SHIFT 9u /* pages a block: 2 MiB */
 #define BLOCK_PAGES (1u << BLOCK_SHIFT)
 #define BLOCK_WORDS (BLOCK_PAGES / 64) /* of the bitmap of pages */
-#define CHUNK_PAGES (4 * BLOCK_PAGES)  /* a deflate waits for no more than one such hole ... */
-#define CHUNK_RUNS  64u                /* ... or this many small ones, and those of one block */
-#define IDLE_NS     5000000ull         /* without a new page: then the rest leaves too */
-#define NAP_BLOCKS  4u                 /* whole blocks, a chunk, that end its nap before that */
-#define OWED_MAX    (1ull << 30)       /* bytes, unless an option says otherwise */
-#define NS_PER_S    1000000000ull
-#define NONE        UINT64_MAX /* no such block */
+#define CHUNK_PAGES                                                                                \
+	(4 * BLOCK_PAGES)       /* a page's deflate waits for no more than one such hole ... */
+#define CHUNK_RUNS 64u          /* ... or this many small ones, and those of one block */
+#define IDLE_NS    5000000ull   /* without a new page: then the rest leaves too */
+#define NAP_BLOCKS 4u           /* whole blocks, a chunk, that end its nap before that */
+#define OWED_MAX   (1ull << 30) /* bytes, unless an option says otherwise */
+#define NS_PER_S   1000000000ull
+#define NONE       UINT64_MAX /* no such block */
+
+#define PREPARE_BLOCKS 64u /* by one thread at a time: 128 MiB */
 
 static uint64_t now_ns(void)
 {
@@ -94,7 +102,8 @@ static uint64_t next(const uint64_t *map, uint64_t bits, uint64_t from)
 			return NONE;
 		word = map[i];
 	}
-	return i * 64 + (uint64_t)__builtin_ctzll(word);
+	i = i * 64 + (uint64_t)__builtin_ctzll(word);
+	return i < bits ? i : NONE;
 }
 
 /* Memory that is never written is never there: calloc() of a big record costs nothing. */
@@ -227,7 +236,7 @@ void bln_lazy_owe(struct bln_device *dev, const uint32_t *pfns, size_t n)
 		await(dev);
 }
 
-bool bln_lazy_forgive(struct bln_device *dev, uint32_t pfn)
+unsigned bln_lazy_forgive(struct bln_device *dev, uint32_t pfn)
 {
 	struct bln_lazy *lazy = &dev->lazy;
 	uint64_t left;
@@ -238,90 +247,222 @@ bool bln_lazy_forgive(struct bln_device *dev, uint32_t pfn)
 		left = atomic_get(dev->count.owed_pages);
 		if (left == 0 || left == lazy->owed_max)
 			tell(lazy);
-		return false;
+		return 0;
 	}
-	return pfn >= lazy->flying_first && pfn < lazy->flying_end;
+	for (unsigned i = 0; i < BLN_FLIGHTS; i++) {
+		if (pfn >= lazy->flights[i].first && pfn < lazy->flights[i].end)
+			return 1u << i;
+	}
+	return 0;
 }
 
-void bln_lazy_land(struct bln_device *dev)
+void bln_lazy_land(struct bln_device *dev, unsigned flights)
 {
-	const uint64_t landed = dev->lazy.landed;
+	const struct bln_flight *all = dev->lazy.flights;
+	uint64_t landed[BLN_FLIGHTS];
 
-	while (dev->lazy.flying > 0 && dev->lazy.landed == landed)
-		await(dev);
+	for (unsigned i = 0; i < BLN_FLIGHTS; i++)
+		landed[i] = all[i].landed;
+	for (unsigned i = 0; i < BLN_FLIGHTS; i++) {
+		while ((flights >> i & 1) && all[i].landed == landed[i])
+			await(dev);
+	}
 }
 
-/* ---- the flusher -------------------------------------------------------- */
+/* ---- flights ------------------------------------------------------------ */
 
-/* The block to begin with, or NONE; *map becomes the blocks that may be joined to it. */
-static uint64_t pick(struct bln_device *dev, const uint64_t **map)
+/* The block of a lane to begin with, or NONE; *map becomes the blocks that may be joined to it. */
+static uint64_t pick(struct bln_device *dev, struct bln_lane *lane, uint64_t now,
+		     const uint64_t **map)
 {
 	struct bln_lazy *lazy = &dev->lazy;
 	struct bln_owed *owed = &lazy->owed;
 	uint64_t block;
 
-	if (lazy->sweeps == lazy->sweeps_wanted && !crowded(dev) &&
-	    now_ns() < lazy->newest_ns + IDLE_NS) {
+	if (lane->sweeps == lane->sweeps_wanted && !crowded(dev) &&
+	    now < lazy->newest_ns + IDLE_NS) {
 		*map = owed->whole;
 		if (owed->wholes == 0)
 			return NONE;
-		block = next(owed->whole, owed->blocks, lazy->eager);
-		return block != NONE ? block : next(owed->whole, owed->blocks, 0);
+		block = next(owed->whole, lane->end, lane->eager);
+		return block != NONE ? block : next(owed->whole, lane->end, lane->first);
 	}
 	*map = owed->some;
-	block = next(owed->some, owed->blocks, lazy->cursor);
+	block = next(owed->some, lane->end, lane->cursor);
 	if (block == NONE) {
-		lazy->cursor = 0;
-		if (lazy->sweeps < lazy->sweeps_wanted) {
-			lazy->sweeps++;
+		lane->cursor = lane->first;
+		if (lane->sweeps < lane->sweeps_wanted) {
+			lane->sweeps++;
 			tell(lazy);
 		}
-		block = next(owed->some, owed->blocks, 0);
+		block = next(owed->some, lane->end, lane->first);
 		if (block == NONE) {
-			lazy->sweeps = lazy->sweeps_wanted;
+			lane->sweeps = lane->sweeps_wanted;
 			tell(lazy);
 		}
 	}
 	return block;
 }
 
-/* Puts the pages of a chunk into pfns and in flight. Their number, or 0 if it is not the time. */
-static size_t take(struct bln_device *dev, uint32_t *pfns)
+/* Whether pages of its file are in flight. */
+static bool busy(const struct bln_lazy *lazy, const struct bln_lane *lane)
+{
+	for (unsigned i = 0; i < BLN_FLIGHTS; i++) {
+		if (lazy->flights[i].end > 0 && lazy->flights[i].file == lane->file)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Puts the pages of a chunk into pfns. The lane they are of, or NULL if it is not the time. The
+ * lanes take turns, so that there are two with something in them for as long as can be.
+ */
+static struct bln_lane *take(struct bln_device *dev, uint32_t *pfns, size_t *count)
 {
 	struct bln_lazy *lazy = &dev->lazy;
-	const uint64_t *map;
-	uint64_t block = pick(dev, &map);
+	const uint64_t now = now_ns();
+	struct bln_lane *lane = NULL;
+	const uint64_t *map = NULL;
+	uint64_t block = NONE;
 	unsigned runs = 0;
 	size_t n = 0;
 
+	for (unsigned i = 0; block == NONE && i < lazy->lane_count; i++) {
+		lane = &lazy->lanes[(lazy->turn + i) % lazy->lane_count];
+		if (!busy(lazy, lane))
+			block = pick(dev, lane, now, &map);
+	}
 	if (block == NONE)
-		return 0;
+		return NULL;
 	do {
 		n = take_block(&lazy->owed, block++, pfns, n, &runs);
-	} while (runs < CHUNK_RUNS && block < lazy->owed.blocks && bit(map, block) &&
+	} while (runs < CHUNK_RUNS && block < lane->end && bit(map, block) &&
 		 n + lazy->owed.in_block[block] <= CHUNK_PAGES);
 	if (map == lazy->owed.some)
-		lazy->cursor = block;
+		lane->cursor = block;
 	else
-		lazy->eager = block;
-	lazy->flying_first = pfns[0];
-	lazy->flying_end = (uint64_t)pfns[n - 1] + 1;
-	lazy->flying = n;
-	return n;
+		lane->eager = block;
+	lazy->turn = (unsigned)(lane - lazy->lanes) + 1;
+	*count = n;
+	return lane;
 }
 
-static void landed(struct bln_device *dev)
+static bool in_the_air(const struct bln_lazy *lazy)
 {
-	struct bln_lazy *lazy = &dev->lazy;
+	for (unsigned i = 0; i < BLN_FLIGHTS; i++) {
+		if (lazy->flights[i].taken)
+			return true;
+	}
+	return false;
+}
 
-	owed_pages_change(dev, 0, lazy->flying);
-	atomic_add(dev->count.lazy_pages, lazy->flying);
-	lazy->flying = 0;
-	lazy->flying_first = 0;
-	lazy->flying_end = 0;
-	lazy->landed++;
+/* A flight that nobody has, or NULL. */
+static struct bln_flight *free_flight(struct bln_lazy *lazy)
+{
+	for (unsigned i = 0; i < BLN_FLIGHTS; i++) {
+		if (!lazy->flights[i].taken)
+			return &lazy->flights[i];
+	}
+	return NULL;
+}
+
+static void land(struct bln_lazy *lazy, struct bln_flight *flight)
+{
+	flight->taken = false;
+	flight->first = 0;
+	flight->end = 0;
+	flight->landed++;
 	tell(lazy);
 }
+
+/* One flight. False if there was nothing to take, or others are in the way. */
+static bool fly(struct bln_device *dev)
+{
+	struct bln_flight *flight = free_flight(&dev->lazy);
+	uint32_t pfns[CHUNK_PAGES];
+	const struct bln_lane *lane;
+	size_t n;
+
+	lane = flight ? take(dev, pfns, &n) : NULL;
+	if (!lane)
+		return false;
+	flight->taken = true;
+	flight->file = lane->file;
+	flight->first = pfns[0];
+	flight->end = (uint64_t)pfns[n - 1] + 1;
+	/*
+	 * The lock orders the holes: taken before them by whoever made the pages owed, taken
+	 * after them by whoever lets the guest have one of these pages again.
+	 */
+	pthread_mutex_unlock(&dev->pages_lock);
+	/* Refusals are counted by the discarder. */
+	(void)discard_pages(flight->discard, pfns, n);
+	pthread_mutex_lock(&dev->pages_lock);
+	owed_pages_change(dev, 0, n);
+	atomic_add(dev->count.lazy_pages, n);
+	land(&dev->lazy, flight);
+	return true;
+}
+
+/* Holes that are to come in a block. */
+static unsigned runs_in(const struct bln_owed *owed, uint64_t block)
+{
+	const uint64_t *words = owed->pages + block * BLOCK_WORDS;
+	uint64_t before = 0; /* the last bit of the word before */
+	unsigned runs = 0;
+
+	for (unsigned i = 0; i < BLOCK_WORDS; i++) {
+		runs += (unsigned)__builtin_popcountll(words[i] & ~(words[i] << 1 | before));
+		before = words[i] >> 63;
+	}
+	return runs;
+}
+
+/* Prepares some blocks for many small holes. False if others are in the way. */
+static bool prepare(struct bln_device *dev)
+{
+	struct bln_lazy *lazy = &dev->lazy;
+	struct bln_flight *flight = free_flight(lazy);
+	struct discard_block blocks[PREPARE_BLOCKS];
+	size_t n = 0;
+
+	if (!flight)
+		return false;
+	while (n < PREPARE_BLOCKS && lazy->prepare != NONE) {
+		const uint64_t block = next(lazy->owed.some, lazy->owed.blocks, lazy->prepare);
+		const unsigned holes = block != NONE ? runs_in(&lazy->owed, block) : 0;
+
+		if (holes >= DISCARD_BLOCK_HOLES)
+			blocks[n++] = (struct discard_block){(uint32_t)block, (uint16_t)holes};
+		lazy->prepare = block != NONE ? block + 1 : NONE;
+	}
+	if (n == 0)
+		return true;
+	flight->taken = true;
+	lazy->preparing++;
+	pthread_mutex_unlock(&dev->pages_lock);
+	discard_prepare(flight->discard, blocks, n);
+	pthread_mutex_lock(&dev->pages_lock);
+	lazy->preparing--;
+	land(lazy, flight);
+	if (lazy->beside)
+		wake(lazy);
+	return true;
+}
+
+/*
+ * What is next to be done. False if it is nothing, or others are in the way. While mappings are
+ * emptied a hole costs as much as one over a mapped page, so all of them are emptied before.
+ */
+static bool work(struct bln_device *dev)
+{
+	if (dev->lazy.prepare != NONE)
+		return prepare(dev);
+	return dev->lazy.preparing == 0 && fly(dev);
+}
+
+/* ---- the flusher -------------------------------------------------------- */
 
 /* Until something is to be done, or it may be. */
 static void rest(struct bln_device *dev)
@@ -341,24 +482,9 @@ static void rest(struct bln_device *dev)
 	lazy->sleep = BLN_AWAKE;
 }
 
-/* One flight: nothing else is in the air. False if there was nothing to take. */
-static bool fly(struct bln_device *dev)
+static bool may_work(const struct bln_lazy *lazy)
 {
-	uint32_t pfns[CHUNK_PAGES];
-	const size_t n = take(dev, pfns);
-
-	if (n == 0)
-		return false;
-	/*
-	 * The lock orders the holes: taken before them by whoever made the pages owed, taken
-	 * after them by whoever lets the guest have one of these pages again.
-	 */
-	pthread_mutex_unlock(&dev->pages_lock);
-	/* Refusals are counted by the discarder. */
-	(void)discard_pages(dev->lazy.discard, pfns, n);
-	pthread_mutex_lock(&dev->pages_lock);
-	landed(dev);
-	return true;
+	return lazy->on && (lazy->flushing == 0 || lazy->beside);
 }
 
 static void *run(void *arg)
@@ -367,7 +493,7 @@ static void *run(void *arg)
 
 	pthread_mutex_lock(&dev->pages_lock);
 	while (dev->lazy.running) {
-		if (!dev->lazy.on || dev->lazy.flushing > 0 || !fly(dev))
+		if (!may_work(&dev->lazy) || !work(dev))
 			rest(dev);
 	}
 	pthread_mutex_unlock(&dev->pages_lock);
@@ -380,7 +506,7 @@ static void off(struct bln_device *dev)
 {
 	dev->lazy.on = false;
 	tell(&dev->lazy);
-	while (dev->lazy.flying > 0)
+	while (in_the_air(&dev->lazy))
 		await(dev);
 }
 
@@ -416,16 +542,60 @@ void bln_lazy_forget(struct bln_device *dev)
 	owed->wholes = 0;
 }
 
+static struct bln_lane lane_from(uint64_t block, unsigned file, uint64_t sweeps)
+{
+	return (struct bln_lane){.first = block,
+				 .eager = block,
+				 .cursor = block,
+				 .sweeps = sweeps,
+				 .sweeps_wanted = sweeps,
+				 .file = file};
+}
+
+/*
+ * Regions of one file that follow each other are one lane; what PFNs do not reach is in none. Sweeps
+ * that somebody waits for count as over: that flush ends early.
+ */
+static void make_lanes(struct bln_device *dev)
+{
+	struct bln_lazy *lazy = &dev->lazy;
+	struct bln_lane *lane = lazy->lanes;
+	struct gm_region region;
+	uint64_t sweeps = 0;
+
+	for (unsigned i = 0; i < lazy->lane_count; i++) {
+		if (lazy->lanes[i].sweeps_wanted > sweeps)
+			sweeps = lazy->lanes[i].sweeps_wanted;
+	}
+	*lane = lane_from(0, 0, sweeps);
+	for (unsigned i = 0; gm_region_at(dev->mem, i, &region) == 0; i++) {
+		const uint64_t first = region.guest_addr >> GM_PAGE_SHIFT >> BLOCK_SHIFT;
+
+		if (first >= lazy->owed.blocks)
+			break;
+		if (first == lane->first) {
+			lane->file = region.file;
+		} else if (region.file != lane->file) {
+			lane->end = first;
+			*++lane = lane_from(first, region.file, sweeps);
+		}
+	}
+	lane->end = lazy->owed.blocks;
+	lazy->lane_count = (unsigned)(lane - lazy->lanes) + 1;
+	lazy->turn = 0;
+}
+
 void bln_lazy_set_memory(struct bln_device *dev, struct bln_owed *fresh)
 {
 	struct bln_lazy *lazy = &dev->lazy;
 	struct bln_owed old = lazy->owed;
 
-	discard_set_memory(lazy->discard, dev->mem);
+	for (unsigned i = 0; i < BLN_FLIGHTS; i++)
+		discard_set_memory(lazy->flights[i].discard, dev->mem);
 	lazy->possible =
 	    lazy->owed_max > 0 &&
 	    (dev->offer.discard == DISCARD_PUNCH || dev->offer.discard == DISCARD_DONTNEED) &&
-	    discard_granule(lazy->discard) == GM_PAGE_SIZE;
+	    discard_granule(lazy->flights[0].discard) == GM_PAGE_SIZE;
 	for (uint64_t block = 0; (block = next(old.some, old.blocks, block)) != NONE; block++) {
 		const uint64_t first = block << BLOCK_SHIFT, end = first + BLOCK_PAGES;
 
@@ -438,8 +608,7 @@ void bln_lazy_set_memory(struct bln_device *dev, struct bln_owed *fresh)
 		}
 	}
 	lazy->owed = *fresh;
-	lazy->cursor = 0;
-	lazy->eager = 0;
+	make_lanes(dev);
 	bln_owed_free(&old);
 	memset(fresh, 0, sizeof(*fresh));
 }
@@ -449,20 +618,24 @@ int bln_lazy_create(struct bln_device *dev)
 	struct bln_lazy *lazy = &dev->lazy;
 	const uint64_t max = dev->offer.owed_max ? dev->offer.owed_max : OWED_MAX;
 	struct bln_owed fresh;
-	int rc = discard_create_beside(dev->discard, &lazy->discard);
+	int rc = 0;
 
+	for (unsigned i = 0; rc == 0 && i < BLN_FLIGHTS; i++)
+		rc = discard_create_beside(dev->discard, &lazy->flights[i].discard);
 	if (rc == 0)
 		rc = bln_owed_make(&fresh, dev->pages);
 	if (rc)
 		return rc;
 	lazy->owed_max = max >> GM_PAGE_SHIFT;
+	lazy->prepare = NONE;
 	bln_lazy_set_memory(dev, &fresh);
 	return 0;
 }
 
 void bln_lazy_destroy(struct bln_device *dev)
 {
-	discard_destroy(dev->lazy.discard);
+	for (unsigned i = 0; i < BLN_FLIGHTS; i++)
+		discard_destroy(dev->lazy.flights[i].discard);
 	bln_owed_free(&dev->lazy.owed);
 }
 
@@ -511,35 +684,73 @@ void bln_lazy_stop(struct bln_device *dev)
 
 /* ---- for the host -------------------------------------------------------- */
 
+/* Asks for a sweep over a lane; what its `sweeps` will be when that is over. */
+static uint64_t want(struct bln_lane *lane)
+{
+	uint64_t sweep = lane->sweeps + 2; /* others want theirs to end where it began */
+
+	/* One that nobody waits for can begin anew. */
+	if (lane->sweeps == lane->sweeps_wanted) {
+		lane->cursor = lane->first;
+		sweep = lane->sweeps + 1;
+	}
+	if (sweep > lane->sweeps_wanted)
+		lane->sweeps_wanted = sweep;
+	return sweep;
+}
+
+static bool swept(const struct bln_lazy *lazy, const uint64_t *sweeps)
+{
+	for (unsigned i = 0; i < lazy->lane_count; i++) {
+		if (lazy->lanes[i].sweeps < sweeps[i])
+			return false;
+	}
+	return true;
+}
+
+/* Whether the flusher may run beside the caller, in another file. */
+static bool work_for_two(const struct bln_lazy *lazy)
+{
+	const int cpu = sched_getcpu();
+	unsigned i = 0;
+	cpu_set_t set;
+
+	while (i < lazy->lane_count && lazy->lanes[i].file == lazy->lanes[0].file)
+		i++;
+	if (i == lazy->lane_count || cpu < 0 || cpu >= CPU_SETSIZE ||
+	    pthread_getaffinity_np(lazy->thread, sizeof(set), &set))
+		return false;
+	CPU_CLR((size_t)cpu, &set);
+	return CPU_COUNT(&set) > 0;
+}
+
 /*
- * The caller works itself and the flusher rests meanwhile: it would otherwise only wait, and pages are
- * freed for less where they were last used, which is more often on the caller's processor.
+ * The caller works itself: it would otherwise only wait, and pages are freed for less where they
+ * were last used, which is more often on the caller's processor. The flusher works beside it if that
+ * helps, else it rests.
  */
 int bln_flush(struct bln_device *dev)
 {
 	const uint64_t started = cpu_ns();
 	struct bln_lazy *lazy = &dev->lazy;
-	uint64_t sweep;
+	uint64_t sweeps[GM_REGIONS_MAX] = {0}; /* there may be more lanes later */
 
 	pthread_mutex_lock(&dev->pages_lock);
 	if (lazy->on && atomic_get(dev->count.owed_pages) > 0) {
-		/* One that nobody waits for can begin anew; others want theirs to end where it began. */
-		if (lazy->sweeps == lazy->sweeps_wanted) {
-			lazy->cursor = 0;
-			sweep = lazy->sweeps + 1;
-		} else {
-			sweep = lazy->sweeps + 2;
+		for (unsigned i = 0; i < lazy->lane_count; i++)
+			sweeps[i] = want(&lazy->lanes[i]);
+		if (lazy->flushing++ == 0) {
+			lazy->prepare = dev->offer.discard == DISCARD_PUNCH ? 0 : NONE;
+			lazy->beside = work_for_two(lazy);
+			if (lazy->beside)
+				wake(lazy);
 		}
-		if (sweep > lazy->sweeps_wanted)
-			lazy->sweeps_wanted = sweep;
-		lazy->flushing++;
-		while (lazy->on && atomic_get(dev->count.owed_pages) > 0 && lazy->sweeps < sweep) {
-			if (lazy->flying > 0)
+		while (lazy->on && atomic_get(dev->count.owed_pages) > 0 && !swept(lazy, sweeps)) {
+			if (!work(dev) && in_the_air(lazy))
 				await(dev);
-			else
-				(void)fly(dev);
 		}
-		lazy->flushing--;
+		if (--lazy->flushing == 0)
+			lazy->prepare = NONE;
 		if (lazy->on && atomic_get(dev->count.owed_pages) > 0)
 			wake(lazy);
 	}

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A balloon device with a driver half on each queue, for tests. Guest memory is
- * one region at 0:
+ * A balloon device with a driver half on each queue, for tests. Guest memory
+ * begins at 0 and is GM_FILES files:
  *
  *   0x00000   rings, 64 KiB a queue: descriptors, available ring at +16K, used ring at +32K
  *   RIG_DATA  buffers, 16 MiB; queue q's start at + q * 5 MiB
@@ -179,12 +179,14 @@ static inline struct bln_counters rig_count(struct rig *rig)
 	return count;
 }
 
-/* Is it in the file? Asking does not bring it back. */
+/* Is it in its file? Asking does not bring it back. */
 static inline bool rig_present(const struct rig *rig, uint32_t pfn)
 {
-	const off_t at = (off_t)pfn << GM_PAGE_SHIFT;
+	const uint64_t addr = (uint64_t)pfn << GM_PAGE_SHIFT;
+	const struct gm_region *region = gm_find(rig->mem, addr);
+	const off_t at = (off_t)(region->fd_offset + addr - region->guest_addr);
 
-	return lseek(gm_find(rig->mem, 0)->fd, at, SEEK_DATA) == at;
+	return lseek(region->fd, at, SEEK_DATA) == at;
 }
 
 /* Value of an eventfd that is then empty; 0 if it was. */

@@ -33,6 +33,60 @@ static void test_nothing_is_allocated_at_first(void)
 	gm_destroy(mem);
 }
 
+static void test_enough_memory_is_several_files(void)
+{
+	static const struct {
+		uint64_t size;
+		unsigned files;
+	} cases[] = {
+	    {GM_FILES * (uint64_t)GM_FILE_MIN - GM_PAGE_SIZE, 1},
+	    {GM_FILES * (uint64_t)GM_FILE_MIN, GM_FILES},
+	    {GM_FILES * (uint64_t)GM_FILE_MIN + GM_PAGE_SIZE, GM_FILES},
+	    {(1ull << 30) + 5 * GM_PAGE_SIZE, GM_FILES},
+	};
+
+	for (unsigned c = 0; c < T_COUNT(cases); c++) {
+		const uint64_t size = cases[c].size;
+		struct gm_region region;
+		uint64_t end = 0;
+		struct gm *mem;
+		char text[7];
+
+		t_equal(0, gm_create(size, &mem));
+		t_equal(cases[c].files, gm_region_count(mem));
+		t_equal(size, gm_size(mem));
+		t_equal(size >> GM_PAGE_SHIFT, gm_pfn_end(mem));
+		for (unsigned i = 0; i < cases[c].files; i++) {
+			t_equal(0, gm_region_at(mem, i, &region));
+			t_equal(i, region.file);
+			t_equal(end, region.guest_addr);
+			t_equal(0, region.guest_addr % (2u << 20));
+			t_equal(0, region.fd_offset);
+			t_check(ftruncate(region.fd, 0) == -1 && errno == EPERM);
+			end += region.size;
+		}
+		t_equal(size, end);
+		/* What lies in two files: no single access, but populated like the rest. */
+		if (cases[c].files > 1) {
+			const uint64_t border = region.guest_addr;
+
+			t_check(!gm_at(mem, border - 1, 2));
+			t_equal(0, gm_populate(mem, border - GM_PAGE_SIZE, 2 * GM_PAGE_SIZE));
+			t_equal(2 * GM_PAGE_SIZE, gm_allocated_bytes(mem));
+			t_equal(0, gm_write(mem, border - 3, "across", 7));
+			t_equal(0, gm_read(mem, border - 3, text, 7));
+			t_check(memcmp(text, "across", 7) == 0);
+			t_check(memcmp(gm_at(mem, border, 4), "oss", 4) == 0);
+		}
+		t_equal(-EFAULT, gm_write(mem, size - 3, "across", 7));
+		t_equal(-EFAULT, gm_read(mem, size - 3, text, 7));
+		t_equal(-EFAULT, gm_populate(mem, size - GM_PAGE_SIZE, 2 * GM_PAGE_SIZE));
+		t_equal(cases[c].files > 1 ? 2 * GM_PAGE_SIZE : 0, gm_allocated_bytes(mem));
+		t_equal(0, gm_populate(mem, size - GM_PAGE_SIZE, GM_PAGE_SIZE));
+		gm_destroy(mem);
+	}
+}
+
 static void test_file_cannot_shrink_but_takes_holes(void)
 {
 	struct gm_region region;
@@ -381,6 +435,7 @@ static void test_stamp_across_regions(void)
 static const struct t_test tests[] = {
     T_TEST(test_create_sizes),
     T_TEST(test_nothing_is_allocated_at_first),
+    T_TEST(test_enough_memory_is_several_files),
     T_TEST(test_file_cannot_shrink_but_takes_holes),
     T_TEST(test_t_50_anonymous_memory_is_counted_page_by_page),
     T_TEST(test_huge_pages_back_huge_memory),

@@ -1,7 +1,10 @@
 /* Description: pages that are given back after their acknowledgement: when they leave, and that none leaves too late. */
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include "rig.h"
@@ -10,19 +13,61 @@
 
 /* ---- holes that the test holds back ------------------------------------- */
 
-static atomic_bool held_back; /* holes wait */
-static atomic_int waiting;    /* holes that do */
-static atomic_int holes;      /* holes begun */
+static atomic_bool held_back;   /* holes wait ... */
+static atomic_int held_fd = -1; /* ... in this file, or in all if it is below 0 */
+static atomic_int waiting;      /* calls for holes that do */
+static atomic_int most;         /* most that ever waited together */
+static atomic_int holes;        /* calls for holes begun */
+static atomic_int emptied;      /* calls that empty a mapping */
 
-/* Stands before the C library's; what is tested calls it for each hole. */
-int fallocate(int fd, int mode, off_t offset, off_t len)
+static void before_holes(int fd)
 {
+	int now, before;
+
 	atomic_fetch_add(&holes, 1);
-	atomic_fetch_add(&waiting, 1);
-	while (atomic_load(&held_back))
+	now = atomic_fetch_add(&waiting, 1) + 1;
+	before = atomic_load(&most);
+	while (now > before && !atomic_compare_exchange_weak(&most, &before, now))
+		;
+	while (atomic_load(&held_back) &&
+	       (atomic_load(&held_fd) < 0 || atomic_load(&held_fd) == fd))
 		usleep(100);
 	atomic_fetch_sub(&waiting, 1);
+}
+
+/* These stand before the C library's; what is tested calls them. One hole: */
+int fallocate(int fd, int mode, off_t offset, off_t len)
+{
+	before_holes(fd);
 	return (int)syscall(SYS_fallocate, fd, mode, offset, len);
+}
+
+/* Empties a mapping. */
+int madvise(void *addr, size_t len, int advice)
+{
+	if (advice == MADV_DONTNEED)
+		atomic_fetch_add(&emptied, 1);
+	return (int)syscall(SYS_madvise, addr, len, advice);
+}
+
+/* Many of either at once. */
+long syscall(long number, ...)
+{
+	static long (*_Atomic real)(long, ...);
+	long a[6];
+	va_list list;
+
+	va_start(list, number);
+	for (unsigned i = 0; i < 6; i++)
+		a[i] = va_arg(list, long);
+	va_end(list);
+	if (!atomic_load(&real))
+		atomic_store(&real, (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall"));
+	if (number == SYS_process_madvise && a[3] == MADV_REMOVE)
+		before_holes(-1);
+	if (number == SYS_process_madvise && a[3] == MADV_DONTNEED)
+		atomic_fetch_add(&emptied, 1);
+	return atomic_load(&real)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
 /* ---- the scene ---------------------------------------------------------- */
@@ -77,6 +122,7 @@ static void hold_first_block(struct rig *rig)
 static void let_go(void)
 {
 	atomic_store(&held_back, false);
+	atomic_store(&held_fd, -1);
 }
 
 static bool present(struct rig *rig, uint32_t first, uint32_t n)
@@ -125,6 +171,11 @@ static void begin(struct other *other, struct rig *rig, void (*call)(struct rig 
 	other->call = call;
 	atomic_store(&other->done, false);
 	t_equal(0, pthread_create(&other->thread, NULL, run_other, other));
+}
+
+static void call_flush(struct rig *rig)
+{
+	bln_flush(rig->dev);
 }
 
 /* ---- when pages leave --------------------------------------------------- */
@@ -329,6 +380,235 @@ static void test_interleaved_huge_pages_leave_whole(void)
 	check_huge_pages_leave_whole(false);
 }
 
+/* ---- several files ------------------------------------------------------ */
+
+#define FILE_PAGES (RIG_PAGES / GM_FILES) /* RIG_USER is where the last but one begins */
+
+/* Every other page of both files of the rig's user area becomes owed, in one go. */
+static void owe_scattered(struct rig *rig)
+{
+	uint32_t pfns[1024];
+
+	for (uint32_t at = 0; at < 2 * FILE_PAGES; at += 2048) {
+		for (uint32_t i = 0; i < 1024; i++)
+			pfns[i] = htole32(RIG_USER + at + 2 * i);
+		t_equal(0, vq_driver_enable_calls(rig->rings[INFLATE].driver));
+		rig_send(rig, INFLATE, pfns, sizeof(pfns));
+		if (vq_driver_kick_needed(rig->rings[INFLATE].driver))
+			rig_kick(rig, INFLATE);
+		t_check(acknowledged(rig, INFLATE, 5000));
+	}
+}
+
+/* The flusher would take it before it is asked for; so it holds its first flight back. */
+static void test_who_flushes_is_helped_in_another_file(void)
+{
+	struct other flush;
+	struct rig rig;
+
+	make(&rig);
+	hold_first_block(&rig);
+	owe_scattered(&rig);
+	t_equal(2 * FILE_PAGES / 2 + BLOCK / 2, rig_count(&rig).owed_pages);
+	begin(&flush, &rig, call_flush);
+	/* The other file is not in the way of the one in flight. */
+	rig_until(atomic_load(&waiting) == 2);
+	let_go();
+	pthread_join(flush.thread, NULL);
+	t_equal(0, rig_count(&rig).owed_pages);
+	for (uint32_t i = BLOCK; i < 2 * FILE_PAGES; i++)
+		t_equal(i % 2, rig_present(&rig, RIG_USER + i));
+	t_equal(2 * FILE_PAGES / 2 + BLOCK / 2, rig_count(&rig).lazy_pages);
+	t_equal(0, rig_count(&rig).discard.failed);
+	rig_drop(&rig);
+}
+
+/* With one file there is nothing to share: whoever flushes does all of it. */
+static void test_one_file_is_one_threads(void)
+{
+	const struct bln_options options = rig_options();
+	struct other flush;
+	struct gm_region region;
+	struct gm *files, *map;
+	struct rig rig;
+
+	t_equal(0, gm_create(GM_FILE_MIN, &files)); /* for a descriptor */
+	t_equal(0, gm_region_at(files, 0, &region));
+	t_equal(0, gm_create_empty(&map));
+	t_equal(0, ftruncate(region.fd, (off_t)RIG_PAGES << GM_PAGE_SHIFT));
+	t_equal(0, gm_add_region(map, 0, (uint64_t)RIG_PAGES << GM_PAGE_SHIFT,
+				 fcntl(region.fd, F_DUPFD_CLOEXEC, 0), 0));
+	gm_destroy(files);
+	atomic_store(&held_back, false);
+	rig_make_over(&rig, map, &options);
+	t_equal(0, bln_worker_start(rig.dev, -1, &rig.worker));
+	rig_start(&rig, RIG_ALL, 64);
+	atomic_store(&most, 0);
+	hold_first_block(&rig);
+	owe_scattered(&rig);
+	begin(&flush, &rig, call_flush);
+	rig_sleep_ms(30); /* for a second one to show, if there were one */
+	let_go();
+	pthread_join(flush.thread, NULL);
+	t_equal(1, atomic_load(&most));
+	t_equal(0, rig_count(&rig).owed_pages);
+	rig_drop(&rig);
+}
+
+/* All mappings are emptied before the first hole, and none later. */
+static void test_mappings_are_emptied_first(void)
+{
+	struct other flush;
+	struct rig rig;
+	int before;
+
+	make(&rig);
+	hold_first_block(&rig);
+	owe_scattered(&rig);
+	atomic_store(&emptied, 0);
+	begin(&flush, &rig, call_flush);
+	rig_until(atomic_load(&waiting) == 2);
+	before = atomic_load(&emptied);
+	t_check(before > 0);
+	let_go();
+	pthread_join(flush.thread, NULL);
+	t_equal(before, atomic_load(&emptied));
+	rig_drop(&rig);
+}
+
+/* A deflate waits for the flight of its pages, and for no other. */
+static void test_bal_dev_06_a_flight_in_another_file_is_not_waited_for(void)
+{
+	struct other flush;
+	struct rig rig;
+
+	make(&rig);
+	hold_first_block(&rig);
+	request(&rig, INFLATE, RIG_USER + FILE_PAGES, BLOCK);
+	request(&rig, INFLATE, RIG_USER + FILE_PAGES + 4 * BLOCK, 10);
+	begin(&flush, &rig, call_flush);
+	rig_until(atomic_load(&waiting) == 2);
+	/* Owed still, so that neither flight has it. */
+	request(&rig, DEFLATE, RIG_USER + FILE_PAGES + 4 * BLOCK, 10);
+	send(&rig, DEFLATE, RIG_USER + FILE_PAGES + 1, 1);
+	t_check(!acknowledged(&rig, DEFLATE, 30));
+	/* The one of the first file stays in flight. */
+	atomic_store(&held_fd, gm_find(rig.mem, (uint64_t)RIG_USER << GM_PAGE_SHIFT)->fd);
+	t_check(acknowledged(&rig, DEFLATE, 5000));
+	t_check(atomic_load(&waiting) > 0);
+	let_go();
+	pthread_join(flush.thread, NULL);
+	t_check(present(&rig, RIG_USER + FILE_PAGES + 4 * BLOCK, 10));
+	rig_drop(&rig);
+}
+
+/* Memory of two files: regions 0, 2, ... are of one, the others of the second. */
+static void interleaved(struct gm **map, uint64_t step)
+{
+	const uint64_t bytes = (uint64_t)RIG_PAGES << GM_PAGE_SHIFT;
+	struct gm *one, *two;
+	struct gm_region first, second;
+
+	t_equal(0, gm_create(GM_FILE_MIN, &one)); /* for descriptors */
+	t_equal(0, gm_create(GM_FILE_MIN, &two));
+	t_equal(0, gm_region_at(one, 0, &first));
+	t_equal(0, gm_region_at(two, 0, &second));
+	t_equal(0, ftruncate(first.fd, (off_t)bytes));
+	t_equal(0, ftruncate(second.fd, (off_t)bytes));
+	t_equal(0, gm_create_empty(map));
+	/* The rings and buffers lie in one piece. */
+	t_equal(0, gm_add_region(*map, 0, bytes / 2, fcntl(first.fd, F_DUPFD_CLOEXEC, 0), 0));
+	for (uint64_t at = bytes / 2, i = 0; at < bytes; at += step, i++) {
+		const int fd = i % 2 ? first.fd : second.fd;
+		const uint64_t size = step < bytes - at ? step : bytes - at;
+
+		t_equal(0, gm_add_region(*map, at, size, fcntl(fd, F_DUPFD_CLOEXEC, 0), at));
+	}
+	gm_destroy(one);
+	gm_destroy(two);
+}
+
+/* However regions alternate, and wherever they meet: one flight a file, and all of it leaves. */
+static void test_regions_may_alternate(void)
+{
+	static const uint64_t steps[] = {1ull << 20, 2ull << 20, 5ull << 20, (3ull << 20) + 4096};
+
+	for (unsigned s = 0; s < sizeof(steps) / sizeof(steps[0]); s++) {
+		const struct bln_options options = rig_options();
+		struct rig rig;
+		struct gm *map;
+
+		interleaved(&map, steps[s]);
+		atomic_store(&held_back, false);
+		rig_make_over(&rig, map, &options);
+		t_equal(0, gm_populate(map, (uint64_t)RIG_USER << GM_PAGE_SHIFT,
+				       2ull * FILE_PAGES << GM_PAGE_SHIFT));
+		t_equal(0, bln_worker_start(rig.dev, -1, &rig.worker));
+		rig_start(&rig, RIG_ALL, 64);
+		owe_scattered(&rig);
+		t_equal(0, bln_flush(rig.dev));
+		for (uint32_t i = 0; i < 2 * FILE_PAGES; i++)
+			t_equal(i % 2, rig_present(&rig, RIG_USER + i));
+		t_equal(0, rig_count(&rig).discard.failed);
+		rig_drop(&rig);
+	}
+}
+
+/* A front end may name any address; PFNs reach only the first 16 TiB (T-17). */
+static void test_t_17_regions_that_no_pfn_reaches(void)
+{
+	static const uint64_t far[] = {
+	    (1ull << 44) - (2u << 20), 1ull << 44, 1ull << 45, 1ull << 52, 1ull << 60,
+	    UINT64_MAX - 4095};
+
+	for (unsigned f = 0; f < sizeof(far) / sizeof(far[0]); f++) {
+		const struct bln_options options = rig_options();
+		struct gm_region region;
+		struct gm *mem, *other;
+		struct rig rig;
+
+		atomic_store(&held_back, false);
+		t_equal(0, gm_create((uint64_t)RIG_PAGES << GM_PAGE_SHIFT, &mem));
+		t_equal(0, gm_create(4096, &other));
+		t_equal(0, gm_region_at(other, 0, &region));
+		t_equal(0, gm_add_region(mem, far[f] / 4096 * 4096 - (f == 5 ? 4096 : 0), 4096,
+					 fcntl(region.fd, F_DUPFD_CLOEXEC, 0), 0));
+		gm_destroy(other);
+		rig_make_over(&rig, mem, &options);
+		t_equal(0, bln_worker_start(rig.dev, -1, &rig.worker));
+		rig_start(&rig, RIG_ALL, 64);
+		request(&rig, INFLATE, RIG_USER, 100);
+		rig_until(rig_count(&rig).owed_pages == 0);
+		request(&rig, INFLATE, RIG_USER + 100, BLOCK);
+		t_equal(0, bln_flush(rig.dev));
+		t_equal(0, rig_count(&rig).owed_pages);
+		rig_drop(&rig);
+	}
+}
+
+static void test_many_may_flush_at_once(void)
+{
+	struct other flushes[4];
+	struct rig rig;
+
+	make(&rig);
+	for (unsigned round = 0; round < 10; round++) {
+		owe_scattered(&rig);
+		for (unsigned i = 0; i < 4; i++)
+			begin(&flushes[i], &rig, call_flush);
+		for (unsigned i = 0; i < 4; i++)
+			pthread_join(flushes[i].thread, NULL);
+		t_equal(0, rig_count(&rig).owed_pages);
+		for (uint32_t i = 0; i < 2 * FILE_PAGES; i += 2)
+			t_equal(0, rig_present(&rig, RIG_USER + i));
+		for (uint32_t at = 0; at < 2 * FILE_PAGES; at += 1024)
+			request(&rig, DEFLATE, RIG_USER + at, 1024);
+		t_equal(0, gm_populate(rig.mem, (uint64_t)RIG_USER << GM_PAGE_SHIFT,
+				       2ull * FILE_PAGES << GM_PAGE_SHIFT));
+	}
+	rig_drop(&rig);
+}
+
 static void test_failures_are_counted(void)
 {
 	const struct bln_faults faults = {.fail_discards = 2};
@@ -449,11 +729,6 @@ static void call_worker_stop(struct rig *rig)
 	bln_worker_stop(rig->worker);
 }
 
-static void call_flush(struct rig *rig)
-{
-	bln_flush(rig->dev);
-}
-
 /* With a block in flight and pages owed: the call waits for the flight, then no hole comes. */
 static void end_by(struct rig *rig, void (*call)(struct rig *rig))
 {
@@ -533,16 +808,20 @@ static void test_what_is_owed_goes_on_in_other_memory(void)
 	struct gm_region region;
 	struct gm *map, *first;
 	struct rig rig;
-	int fd;
 
 	end_by(&rig, call_queue_stop);
 	bln_queue_stop(rig.dev, DEFLATE);
 	bln_queue_stop(rig.dev, STATS);
-	/* A shorter map of the same file. */
+	/* A shorter map of the same files. */
 	t_equal(0, gm_create_empty(&map));
-	t_equal(0, gm_region_at(rig.mem, 0, &region));
-	fd = fcntl(region.fd, F_DUPFD_CLOEXEC, 0);
-	t_equal(0, gm_add_region(map, 0, bytes, fd, 0));
+	for (unsigned i = 0; gm_region_at(rig.mem, i, &region) == 0; i++) {
+		if (region.guest_addr >= bytes)
+			break;
+		if (region.size > bytes - region.guest_addr)
+			region.size = bytes - region.guest_addr;
+		t_equal(0, gm_add_region(map, region.guest_addr, region.size,
+					 fcntl(region.fd, F_DUPFD_CLOEXEC, 0), 0));
+	}
 	t_equal(0, bln_set_memory(rig.dev, map));
 	t_equal(6, rig_count(&rig).owed_pages % BLOCK);
 	first = rig.mem;
@@ -552,8 +831,10 @@ static void test_what_is_owed_goes_on_in_other_memory(void)
 	rig_until(rig_count(&rig).owed_pages == 0);
 	t_check(gone(&rig, RIG_USER, 2 * BLOCK));
 	t_check(gone(&rig, RIG_USER + 3 * BLOCK, 6));
-	t_check(rig_present(&rig, RIG_USER + 3 * BLOCK + 6));
 	t_equal(0, rig_count(&rig).discard.failed);
+	rig.mem = first; /* what the new map has no more */
+	t_check(rig_present(&rig, RIG_USER + 3 * BLOCK + 6));
+	rig.mem = map;
 	gm_destroy(first);
 	rig_drop(&rig);
 }
@@ -666,6 +947,13 @@ static const struct t_test tests[] = {
     T_TEST(test_flush_gives_all_back),
     T_TEST(test_scattered_pages),
     T_TEST(test_interleaved_huge_pages_leave_whole),
+    T_TEST(test_who_flushes_is_helped_in_another_file),
+    T_TEST(test_one_file_is_one_threads),
+    T_TEST(test_mappings_are_emptied_first),
+    T_TEST(test_bal_dev_06_a_flight_in_another_file_is_not_waited_for),
+    T_TEST(test_regions_may_alternate),
+    T_TEST(test_t_17_regions_that_no_pfn_reaches),
+    T_TEST(test_many_may_flush_at_once),
     T_TEST(test_failures_are_counted),
     T_TEST(test_no_more_is_owed_than_allowed),
     T_TEST(test_bal_dev_06_deflate_waits_for_the_flight),

@@ -1,7 +1,7 @@
 """The machine: memory, device, guest and driver put together; what the commands drive.
 
     Machine
-    ├── memory    GuestMemory      a memfd, or what the user chose
+    ├── memory    GuestMemory      memfds, or what the user chose
     ├── device    BalloonDevice    C, its own thread
     └── guest     Kernel           tasks of a ThreadRuntime
         └── driver BalloonDriver   with a locking design

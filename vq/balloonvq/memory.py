@@ -2,7 +2,8 @@
 
 Where a guest's RAM comes from is told by its backing, one of
 
-``memfd``    shared memory of its own, small pages; the host takes them back by punching holes
+``memfd``    shared memory of its own, small pages; the host takes them back by punching holes. From 64 MiB up
+             it is four files, in which two threads can do so at once
 ``anon``     private anonymous memory, small pages; MADV_DONTNEED
 ``huge``     the same with huge pages, wherever the kernel has one (MADV_HUGEPAGE)
 a path       a file; anything with a slash in it. In a directory a file without a name is made, which is gone
@@ -38,7 +39,7 @@ def is_private(backing: str) -> bool:
 
 
 class GuestMemory(Closing):
-    """A guest's RAM: one piece at guest-physical 0, or regions added by a front end.
+    """A guest's RAM from guest-physical 0 on, or regions added by a front end.
 
     Args:
         size_bytes: bytes of RAM; a multiple of `PAGE_SIZE`, at most 16 TiB (T-17).
@@ -196,14 +197,16 @@ class GuestMemory(Closing):
         check(lib.gm_write(self._gm, address, data, len(data)), "write guest memory")
 
     def at(self, address: int, size_bytes: int) -> CData:
-        """The host address of a guest-physical range.
+        """The host address of a guest-physical range, as devices see memory: within one region.
 
         Raises:
-            InvalidArgument: if the range is not wholly inside guest memory.
+            InvalidArgument: if the range is not wholly inside one region of guest memory.
         """
         host = lib.gm_at(self._gm, address, size_bytes)
         if host == ffi.NULL:
-            raise InvalidArgument(f"guest-physical {address:#x}+{size_bytes:#x} is outside guest memory")
+            raise InvalidArgument(
+                f"guest-physical {address:#x}+{size_bytes:#x} is not within one region of guest memory"
+            )
         return host
 
     def close(self) -> None:

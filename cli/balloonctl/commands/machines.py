@@ -211,7 +211,7 @@ def default_fields() -> dict[str, Any]:
     show_default=True,
     metavar="memfd|anon|huge|PATH",
     callback=_memory,
-    help="Where guest memory comes from: a memfd; private anonymous memory, with huge pages if it is huge; or "
+    help="Where guest memory comes from: shared memory (memfd); private anonymous memory, with huge pages if it is huge; or "
     "PATH: a new file, or one without a name if that is a directory; it goes when the machine does.",
 )
 @click.option(
