@@ -104,6 +104,17 @@ def test_the_ways_of_others_make_the_calls_they_would(arena):
         assert arena.in_one(2048).syscalls == 1
 
 
+def test_naive_ways_cross_the_border_of_two_files():
+    with contextlib.closing(Arena("memfd", 64 * MIB // PAGE_SIZE)) as arena:
+        border = 16 * MIB // PAGE_SIZE  # where the second of four files begins
+        pfns = array("I", range(border - 3, border + 3))
+        for way, calls in ((arena.merged, 2), (arena.page_by_page, 12)):
+            arena.touch()
+            assert way(pfns).syscalls == calls
+        arena.touch()
+        assert arena.in_one(16384).syscalls == 4
+
+
 def test_a_driver_in_c_takes_its_pages_there_and_back(arena):
     arena.touch()
     with contextlib.closing(PageAllocator(2048, 0)) as allocator, arena.rig(must_tell_host=True) as rig:

@@ -118,13 +118,16 @@ class Arena:
         self.memory.close()
 
     def touch(self) -> None:
-        """Writes to all pages, also the rig's. Huge ones come back only where nothing small is left."""
-        if self.backing == "huge":
-            self.in_one(self.pages)
+        """Gives all pages back in one piece and writes to them anew, also to the rig's.
+
+        How its memory left before would show in a row otherwise: pages that went one by one, in any
+        order, come back scattered over the host's memory, and huge ones only where nothing small is left.
+        """
+        self.in_one(self.pages)
         self.memory.populate(0, self.memory.size_bytes)
 
     def in_one(self, pages: int) -> Report:
-        """The first pages by one system call: the machine's limit."""
+        """The first pages by one system call for each file: the machine's limit."""
         return self._take(
             pages, lambda: lib.bench_in_one(self.memory.handle, 0, pages * PAGE_SIZE, self._report)
         )

@@ -1,8 +1,8 @@
-"""How long an inflate takes, in times the one system call that cannot be avoided.
+"""How long an inflate takes, in times the system calls that cannot be avoided, one for each piece of memory.
 
 Rows are named by memory, order and what is special: ``memfd frag no-tell``. For each kind of memory
 
-``limit``        one fallocate, or one madvise, over as many touched bytes, at the start and the end of the round
+``limit``        one fallocate a file, or one madvise, over as many touched bytes, at the start and the end of the round
 an order         the device alone, driven from C: PFN arrays of 256 in, holes out; with MUST_TELL_HOST, so that
                  the clock stops when all owed memory has left
 ``no-tell``      the same without that feature: memory leaves before each acknowledgement
@@ -12,7 +12,7 @@ an order         the device alone, driven from C: PFN arrays of 256 in, holes ou
 ``path``         the whole: target, Python driver, ring, device, holes, over rising pages
 
 All figures are nanoseconds a page, so that orders of different lengths can be compared. Each row
-begins with all memory written and mapped, and is held to exactly the bytes that had to leave.
+begins with all memory given back at once and written anew, and is held to exactly the bytes that had to leave.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Inflate:
     def _all_rows(self) -> Iterator[Row]:
         for backing, planned in self._planned.items():
             kind = memory_name(backing)
-            call = "madvise" if is_private(backing) else "fallocate"
-            yield _row(f"{kind} limit", f"one {call} over touched bytes")
+            call = "one madvise" if is_private(backing) else "one fallocate a file"
+            yield _row(f"{kind} limit", f"{call} over touched bytes")
             for device in planned:
                 yield device.row
             if "path" in self.ways:
@@ -299,7 +299,7 @@ def _wish(backing: str, name: str, how: str, beside: bool) -> float | None:
 
 BENCHMARK = Definition(
     "inflate",
-    "How long an inflate takes, in times one hole or one madvise over the same bytes.",
+    "How long an inflate takes, in times one hole a file or one madvise over the same bytes.",
     Inflate,
     (
         Parameter("size", 512 << 20, "Touched guest memory to give back in each row.", kind="size"),
