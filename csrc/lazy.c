@@ -20,17 +20,17 @@
  * hole. So a deflate that holds the lock sees each of its pages in one of the three.
  *
  * What is taken, and when: blocks of 2 MiB of which all pages are owed at once, or a few of them
- * together, since waiting would not make them bigger; all else when no page became owed for a while, when too much is
- * owed, or when somebody asked. Taking all is done in sweeps over the blocks, rising and then
- * from the start again: what was owed when a sweep began is gone when it ends.
+ * together, since waiting would not make them bigger; all else when no page became owed for a while,
+ * when too much is owed, or when somebody asked. Taking all is done in sweeps over the blocks,
+ * rising and then from the start again: what was owed when a sweep began is gone when it ends.
  *
  * Too much owed: the device thread waits before it acknowledges, until there is room.
  *
  * Who asks for all, in bln_flush(), takes chunks itself, in the flusher's place; or beside it, if
  * the memory is of several files. In one file the kernel lets one thread at a time make holes, so
- * blocks are divided into lanes, each of one file, and a chunk is taken only of a file that no other
- * chunk in flight is of. Before that, whoever works then empties the mapping of all scattered
- * blocks (discard_prepare(); only a chunk already in flight does not wait for it).
+ * blocks are divided into lanes, each of one file, and a chunk is taken only of a file of which no
+ * other chunk is in flight. Before that, those who will work empty the mapping of all scattered
+ * blocks (discard_prepare()); a chunk that is in flight by then does not wait for it.
  *
  * The flusher rests while `on` is false: no worker, a queue stopped, reset, other features. Who makes
  * it false waits for the chunks in flight, so no hole comes after a reset, a stopped queue,
@@ -46,19 +46,17 @@
 
 #include "balloon_internal.h"
 
-#define BLOCK_SHIFT 9u /* pages a block: 2 MiB */
-#define BLOCK_PAGES (1u << BLOCK_SHIFT)
-#define BLOCK_WORDS (BLOCK_PAGES / 64) /* of the bitmap of pages */
-#define CHUNK_PAGES                                                                                \
-	(4 * BLOCK_PAGES)       /* a page's deflate waits for no more than one such hole ... */
-#define CHUNK_RUNS 64u          /* ... or this many small ones, and those of one block */
-#define IDLE_NS    5000000ull   /* without a new page: then the rest leaves too */
-#define NAP_BLOCKS 4u           /* whole blocks, a chunk, that end its nap before that */
-#define OWED_MAX   (1ull << 30) /* bytes, unless an option says otherwise */
-#define NS_PER_S   1000000000ull
-#define NONE       UINT64_MAX /* no such block */
-
-#define PREPARE_BLOCKS 64u /* by one thread at a time: 128 MiB */
+#define BLOCK_SHIFT    9u /* pages a block: 2 MiB */
+#define BLOCK_PAGES    (1u << BLOCK_SHIFT)
+#define BLOCK_WORDS    (BLOCK_PAGES / 64) /* of the bitmap of pages */
+#define CHUNK_PAGES    (4 * BLOCK_PAGES)  /* a deflate waits for one such hole at most ... */
+#define CHUNK_RUNS     64u                /* ... or this many small ones, and those of one block */
+#define PREPARE_BLOCKS 64u                /* by one thread at a time: 128 MiB */
+#define IDLE_NS        5000000ull         /* without a new page: then the rest leaves too */
+#define NAP_BLOCKS     4u                 /* whole blocks, a chunk, that end its nap before that */
+#define OWED_MAX       (1ull << 30)       /* bytes, unless an option says otherwise */
+#define NS_PER_S       1000000000ull
+#define NONE           UINT64_MAX /* no such block */
 
 static uint64_t now_ns(void)
 {
@@ -158,19 +156,31 @@ static void remove_page(struct bln_owed *owed, uint64_t pfn)
 		flip(owed->some, block);
 }
 
+/* Runs that the pages of a block make: the holes that are to come there. */
+static unsigned runs_in(const struct bln_owed *owed, uint64_t block)
+{
+	const uint64_t *words = owed->pages + block * BLOCK_WORDS;
+	uint64_t before = 0; /* the last bit of the word before */
+	unsigned runs = 0;
+
+	for (unsigned i = 0; i < BLOCK_WORDS; i++) {
+		runs += (unsigned)__builtin_popcountll(words[i] & ~(words[i] << 1 | before));
+		before = words[i] >> 63;
+	}
+	return runs;
+}
+
 /* Takes the pages of a block out, to pfns + n, rising. Adds the runs they make; the new n. */
 static size_t take_block(struct bln_owed *owed, uint64_t block, uint32_t *pfns, size_t n,
 			 unsigned *runs)
 {
 	uint64_t *words = owed->pages + block * BLOCK_WORDS;
-	uint64_t before = 0; /* the last bit of the word before */
 
+	*runs += runs_in(owed, block);
 	for (unsigned i = 0; i < BLOCK_WORDS; i++) {
 		const uint64_t base = (block << BLOCK_SHIFT) + i * 64ull;
 		uint64_t word = words[i];
 
-		*runs += (unsigned)__builtin_popcountll(word & ~(word << 1 | before));
-		before = word >> 63;
 		for (; word; word &= word - 1)
 			pfns[n++] = (uint32_t)(base + (uint64_t)__builtin_ctzll(word));
 		words[i] = 0;
@@ -403,20 +413,6 @@ static bool fly(struct bln_device *dev)
 	atomic_add(dev->count.lazy_pages, n);
 	land(&dev->lazy, flight);
 	return true;
-}
-
-/* Holes that are to come in a block. */
-static unsigned runs_in(const struct bln_owed *owed, uint64_t block)
-{
-	const uint64_t *words = owed->pages + block * BLOCK_WORDS;
-	uint64_t before = 0; /* the last bit of the word before */
-	unsigned runs = 0;
-
-	for (unsigned i = 0; i < BLOCK_WORDS; i++) {
-		runs += (unsigned)__builtin_popcountll(words[i] & ~(words[i] << 1 | before));
-		before = words[i] >> 63;
-	}
-	return runs;
 }
 
 /* Prepares some blocks for many small holes. False if others are in the way. */
