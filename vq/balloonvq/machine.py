@@ -658,8 +658,8 @@ class Machine(MachineBase):
             self.driver.vb.settled.wait_until(look, step)
         if self._trouble is not None and not isinstance(self._trouble, RuleBroken):
             raise self._trouble
-        if ended[0] == "reached":
-            # The device acknowledges before it gives memory back; reached means that it has left.
+        if ended[0] != "timeout":
+            # The device acknowledges before it gives memory back; what is told has left.
             self.device.flush()
         return self._wait_result(ended, target, runtime.now_ns() - self._target_set_ns)
 

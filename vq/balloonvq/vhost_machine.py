@@ -330,8 +330,8 @@ class VhostMachine(MachineBase):
             if ended is None and (given_up or (abandoned is not None and abandoned())):
                 ended = "timeout", None
             if ended is not None:
-                if ended[0] == "reached":
-                    # The device acknowledges before it gives memory back; reached means that it has left.
+                if ended[0] != "timeout":
+                    # The device acknowledges before it gives memory back; what is told has left.
                     self.device.flush()
                 return self._wait_result(ended, target, time.monotonic_ns() - self._target_set_ns)
             rest = LOOK_SECONDS
