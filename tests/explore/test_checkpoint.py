@@ -205,6 +205,27 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, content) -> None:
     assert missing.value.exit_code == 1
 
 
+def test_a_device_is_no_checkpoint() -> None:
+    with pytest.raises(InvalidArgument, match="no checkpoint") as refused:
+        checkpoint.read(Path("/dev/zero"))
+    assert refused.value.why == "it is no regular file"
+
+
+def test_a_place_that_cannot_keep_one_is_refused_before_the_search(tmp_path) -> None:
+    checkpoint.check_place(tmp_path / "new")
+    (tmp_path / "old").touch()
+    checkpoint.check_place(tmp_path / "old")
+    for path, why in (
+        (tmp_path / "no" / "file", "no folder"),
+        (tmp_path, "no regular file"),
+        (Path("/dev/full"), "no regular file"),
+    ):
+        with pytest.raises(BalloonError, match="cannot write the checkpoint") as refused:
+            checkpoint.check_place(path)
+        assert why in str(refused.value.why)
+        assert refused.value.exit_code == 1
+
+
 def test_another_version_is_refused(left) -> None:
     edited(left, format="balloonctl/checkpoint/9")
     with pytest.raises(InvalidArgument, match="another version"):

@@ -363,6 +363,16 @@ def _exit_code(results: Iterable[dict[str, Any]]) -> int:
     return _BUG if "BUG" in verdicts else _INCOMPLETE if "INCOMPLETE" in verdicts else 0
 
 
+def _check_checkpoint(ctx: click.Context, path: Path | None, *, alone: bool) -> None:
+    """Refuses a checkpoint of a search that cannot have one, or at a path where none can be."""
+    from balloonvq.explore.checkpoint import check_place
+
+    if not alone:
+        raise click.UsageError("a checkpoint is of one design in one --scenario, explored here", ctx)
+    if path is not None:
+        check_place(path)
+
+
 def _by_property(ctx: click.Context, by: str | None, html: str | None, confirm: int | None) -> bool:
     """Whether --all prints properties, and not scenarios."""
     if by == "property" and html is not None:
@@ -582,8 +592,8 @@ def explore(
     for _, kind, one in tasks:
         program(kind, one, options)  # refuses what makes no sense before anything has taken time
     times = (0 if every else _CONFIRM) if confirm is None else confirm
-    if (checkpoint or resume) and (len(tasks) != 1 or executor is not None):
-        raise click.UsageError("a checkpoint is of one design in one --scenario, explored here", ctx)
+    if checkpoint or resume:
+        _check_checkpoint(ctx, checkpoint, alone=len(tasks) == 1 and executor is None)
     printed = html != "-"
     streamed = printed and app.settings.output is Format.TABLE and not every
     work = [Task(name, one, options, limits, checkpoint or resume, resume, only) for name, _, one in tasks]

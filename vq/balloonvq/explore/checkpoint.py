@@ -31,6 +31,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from balloonvq.explore.search import Search
     from balloonvq.explore.tables import Product
 
-__all__ = ["Checkpoint", "identity", "read", "write"]
+__all__ = ["Checkpoint", "check_place", "identity", "read", "write"]
 
 FORMAT = "balloonctl/checkpoint/1"
 
@@ -200,6 +202,23 @@ def write(path: Path, search: Search, digest: str) -> None:
         raise BalloonError(f"cannot write the checkpoint {path}", why=error.strerror or str(error)) from error
 
 
+def check_place(path: Path) -> None:
+    """Finds out before a search whether it could be kept there.
+
+    Raises:
+        BalloonError: if it could not.
+    """
+    why = ""
+    if path.exists() and not path.is_file():
+        why = "it is no regular file"
+    elif not path.parent.is_dir():
+        why = f"there is no folder {path.parent}"
+    elif not os.access(path.parent, os.W_OK):
+        why = f"nothing can be written in {path.parent}"
+    if why:
+        raise BalloonError(f"cannot write the checkpoint {path}", why=why)
+
+
 def read(path: Path) -> Checkpoint:
     """Reads a checkpoint.
 
@@ -209,6 +228,8 @@ def read(path: Path) -> Checkpoint:
     """
     try:
         with path.open("rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device may have no end
+                raise InvalidArgument(f"{path} is no checkpoint", why="it is no regular file")
             line = file.readline(LINE_MAX)
             body = file.read()
     except OSError as error:

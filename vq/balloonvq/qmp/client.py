@@ -346,7 +346,7 @@ def _connect(path: Path, timeout: float) -> socket.socket:
             errno.EPROTOTYPE: "it is not a stream socket",
         }.get(error.errno or 0, error.strerror or "it did not accept the connection in time")
         raise MachineUnreachable(
-            f"cannot connect to {path}", why=why, hint="balloonctl ps lists machines and removes dead sockets"
+            f"cannot connect to {path}", why=why, hint="balloonctl ps lists machines"
         ) from None
     except BaseException:
         connection.close()
