@@ -444,9 +444,7 @@ static int give_back(struct gm *mem, uint64_t addr, uint64_t bytes, bool unmap,
 
 		if (!region)
 			return -EFAULT;
-		here = region->size - (addr - region->guest_addr);
-		if (here > bytes)
-			here = bytes;
+		here = gm_region_rest(region, addr, bytes);
 		rc = give_back_piece(region, addr, here, unmap, out);
 		addr += here;
 		bytes -= here;

@@ -463,9 +463,7 @@ static void note_block(struct discard *d, const struct gm_region *region, uint64
 {
 	const uint64_t start = block * BLOCK_BYTES;
 	const uint64_t first = start > region->guest_addr ? start : region->guest_addr;
-	const uint64_t left = region->size - (first - region->guest_addr);
-	const uint64_t here = BLOCK_BYTES - (first - start);
-	const size_t bytes = (size_t)(here < left ? here : left);
+	const size_t bytes = (size_t)gm_region_rest(region, first, BLOCK_BYTES - (first - start));
 	struct iovec *last = d->blocked > 0 ? &d->blocks[d->blocked - 1] : NULL;
 	uint8_t *host;
 
@@ -597,14 +595,13 @@ static int drop_run(struct discard *d, uint64_t pfn, uint64_t n, uint64_t *done,
 		int rc;
 
 		/* The caller checked every PFN; should one be wrong, it is only left alone. */
-		here = region ? (region->size - (addr - region->guest_addr)) >> GM_PAGE_SHIFT : 0;
+		here =
+		    region ? gm_region_rest(region, addr, n << GM_PAGE_SHIFT) >> GM_PAGE_SHIFT : 0;
 		if (here == 0) {
 			here = 1;
 			add(&d->shared->count.failed, 1);
 			rc = -EFAULT;
 		} else {
-			if (here > n)
-				here = n;
 			rc = drop_pages(d, region, addr, here, done, ranges);
 		}
 		if (rc < 0 && !first_error)

@@ -468,12 +468,16 @@ static bool covered(const struct gm *mem, uint64_t addr, uint64_t len)
 {
 	const struct gm_region *region = gm_find(mem, addr);
 
-	while (region && len > region->size - (addr - region->guest_addr)) {
-		len -= region->size - (addr - region->guest_addr);
-		addr = region->guest_addr + region->size;
+	while (region) {
+		const uint64_t here = gm_region_rest(region, addr, len);
+
+		addr += here;
+		len -= here;
+		if (len == 0)
+			return true;
 		region = gm_find(mem, addr);
 	}
-	return region != NULL;
+	return false;
 }
 
 int gm_populate(struct gm *mem, uint64_t addr, uint64_t len)
@@ -486,8 +490,8 @@ int gm_populate(struct gm *mem, uint64_t addr, uint64_t len)
 		return 0;
 	while (rc == 0 && len > 0) {
 		const struct gm_region *region = gm_find(mem, addr);
-		const uint64_t offset = addr - region->guest_addr, left = region->size - offset;
-		const uint64_t here = len < left ? len : left;
+		const uint64_t offset = addr - region->guest_addr;
+		const uint64_t here = gm_region_rest(region, addr, len);
 
 		rc = populate_host(region->host + offset, (size_t)here);
 		if (rc == -EINVAL)
@@ -593,8 +597,8 @@ static int copy(const struct gm *mem, uint64_t addr, uint8_t *to, const uint8_t 
 		return -EFAULT;
 	while (len > 0) {
 		const struct gm_region *region = gm_find(mem, addr);
-		const uint64_t offset = addr - region->guest_addr, left = region->size - offset;
-		const size_t here = len < left ? len : (size_t)left;
+		const uint64_t offset = addr - region->guest_addr;
+		const size_t here = (size_t)gm_region_rest(region, addr, len);
 
 		if (to) {
 			memcpy(to, region->host + offset, here);

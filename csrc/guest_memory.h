@@ -38,6 +38,14 @@ struct gm_region {
 	unsigned file;       /* index of the first region of the same file */
 };
 
+/* Bytes from addr, which the region holds, to the region's end, but no more than `most`. */
+static inline uint64_t gm_region_rest(const struct gm_region *region, uint64_t addr, uint64_t most)
+{
+	const uint64_t rest = region->size - (addr - region->guest_addr);
+
+	return rest < most ? rest : most;
+}
+
 /*
  * Makes a memory map of `size` bytes from guest-physical 0: one new memfd, or where there is
  * enough, GM_FILES of them, one region behind the other, since the kernel lets one thread at a time
